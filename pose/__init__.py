@@ -1,0 +1,17 @@
+"""Key points in, control images out: tracks, OpenPose JSON, drawing, extraction from video."""
+
+from posecrafter.pose.draw import Style, draw_frame, draw_poses
+from posecrafter.pose.track import BODY, FACE, KEY_POINTS, LEFT_HAND, RIGHT_HAND, VISIBLE, PoseTrack
+
+__all__ = [
+    "BODY",
+    "FACE",
+    "KEY_POINTS",
+    "LEFT_HAND",
+    "RIGHT_HAND",
+    "VISIBLE",
+    "PoseTrack",
+    "Style",
+    "draw_frame",
+    "draw_poses",
+]
