@@ -43,7 +43,9 @@ class Schedule:
         """Read diffusers' scheduler_config.json. Raises: BaseModelError for what the method does not cover."""
         prediction = config.get("prediction_type", "epsilon")
         if prediction != "epsilon":
-            raise BaseModelError("base-scheduler", f"the scheduler predicts '{prediction}'; only 'epsilon' is supported")
+            raise BaseModelError(
+                "base-scheduler", f"the scheduler predicts '{prediction}'; only 'epsilon' is supported"
+            )
         if config.get("trained_betas") is not None or config.get("rescale_betas_zero_snr", False):
             raise BaseModelError("base-scheduler", "trained or rescaled betas are not supported; use a plain schedule")
         schedule = str(config.get("beta_schedule", "linear"))
