@@ -6,6 +6,7 @@ uses: eps(x, t, text, pose features).
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
@@ -250,7 +251,7 @@ class PoseEmbedding(nn.Module):
     def __init__(self, widths: tuple[int, ...], out: int, channels: int = 3) -> None:
         super().__init__()
         self.conv_in = nn.Conv2d(channels, widths[0], 3, padding=1)
-        steps = zip(widths[:-1], widths[1:], strict=True)
+        steps = itertools.pairwise(widths)
         self.blocks = nn.ModuleList(
             conv for a, b in steps for conv in (nn.Conv2d(a, a, 3, padding=1), nn.Conv2d(a, b, 3, padding=1, stride=2))
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class PoseCrafterError(Exception):
-    """An error with a stable `code` (kebab-case, part of the interface) and a one-line `message` that holds the cure."""
+    """An error with a stable kebab-case `code` (part of the interface) and a one-line `message` that holds the cure."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(f"{code}: {message}")
