@@ -1,6 +1,7 @@
 """Key points in, control images out: tracks, OpenPose JSON, drawing, extraction from video."""
 
 from posecrafter.pose.draw import Style, draw_frame, draw_poses
+from posecrafter.pose.openpose import parse_frames, read_poses, write_poses
 from posecrafter.pose.track import BODY, FACE, KEY_POINTS, LEFT_HAND, RIGHT_HAND, VISIBLE, PoseTrack
 
 __all__ = [
@@ -14,4 +15,7 @@ __all__ = [
     "Style",
     "draw_frame",
     "draw_poses",
+    "parse_frames",
+    "read_poses",
+    "write_poses",
 ]
