@@ -1,0 +1,134 @@
+"""Fixtures that every part's tests share: a tiny base model in diffusers' format, random but whole."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+TINY_SIZE = 64
+"""Width and height in pixels that the tiny base is made for; its autoencoder's factor is 8."""
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base folder with every component: 6 latent channels, 3 levels of widths 32, 64, 64, 16 text tokens."""
+    return write_tiny_base(tmp_path_factory.mktemp("tiny") / "base")
+
+
+@pytest.fixture(scope="session")
+def make_tiny_base() -> Callable[..., Path]:
+    """`write_tiny_base`, for a test that needs a base of its own."""
+    return write_tiny_base
+
+
+def write_tiny_base(folder: Path, seed: int = 0, **unet_options: Any) -> Path:
+    """Write unet, controlnet, vae, text_encoder, tokenizer, scheduler and posecrafter.json to `folder`."""
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        _write_denoiser(folder, unet_options)
+        _write_autoencoder(folder)
+        _write_text(folder)
+    scheduler = folder / "scheduler"
+    scheduler.mkdir()
+    _write_json(scheduler / "scheduler_config.json", _SCHEDULER)
+    _write_json(folder / "posecrafter.json", _DEFAULTS)
+    return folder
+
+
+_SCHEDULER = {
+    "_class_name": "DDIMScheduler",
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "steps_offset": 1,
+    "set_alpha_to_one": False,
+    "clip_sample": False,
+    "prediction_type": "epsilon",
+}
+_DEFAULTS = {
+    "defaults": {"width": TINY_SIZE, "height": TINY_SIZE, "steps": 4, "guidance": 2.0, "control_scale": 1.0},
+    "pose_style": "v1.1",
+}
+
+
+def _write_denoiser(folder: Path, options: dict[str, Any]) -> None:
+    import torch
+    from diffusers import ControlNetModel, UNet2DConditionModel
+
+    shared: dict[str, Any] = {
+        "in_channels": 6,
+        "block_out_channels": (32, 64, 64),
+        "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        "layers_per_block": 1,
+        "attention_head_dim": 2,
+        "cross_attention_dim": 32,
+        "norm_num_groups": 8,
+        **options,
+    }
+    up = tuple(kind.replace("Down", "Up") for kind in reversed(shared["down_block_types"]))
+    unet = UNet2DConditionModel(
+        sample_size=TINY_SIZE // 8, out_channels=shared["in_channels"], up_block_types=up, **shared
+    )
+    unet.save_pretrained(folder / "unet")
+    controlnet = ControlNetModel(conditioning_embedding_out_channels=(8, 8, 16, 16), **shared)
+    # A ControlNet's last layers start at zero, so poses would not matter; here they shall.
+    zeros = [controlnet.controlnet_cond_embedding.conv_out, controlnet.controlnet_mid_block]
+    for layer in [*zeros, *controlnet.controlnet_down_blocks]:
+        torch.nn.init.kaiming_normal_(layer.weight)
+        torch.nn.init.normal_(layer.bias, std=0.1)
+    controlnet.save_pretrained(folder / "controlnet")
+
+
+def _write_autoencoder(folder: Path) -> None:
+    import torch
+    from diffusers import AutoencoderKL
+
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(8, 16, 16, 16),
+        layers_per_block=1,
+        norm_num_groups=4,
+        latent_channels=6,
+        sample_size=TINY_SIZE,
+    ).eval()
+    with torch.no_grad():
+        latents = vae.encode(torch.rand(2, 3, TINY_SIZE, TINY_SIZE) * 2 - 1).latent_dist.mode()
+    vae.register_to_config(scaling_factor=round(1 / float(latents.std()), 5))
+    vae.save_pretrained(folder / "vae")
+
+
+def _write_text(folder: Path) -> None:
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    letters = list(bytes_to_unicode().values())
+    words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    vocabulary = {word: index for index, word in enumerate(words)}
+    tokenizer = CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=16)
+    tokenizer.save_pretrained(folder / "tokenizer")
+    _write_json(folder / "tokenizer" / "vocab.json", vocabulary)
+    (folder / "tokenizer" / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
+    config = CLIPTextConfig(
+        vocab_size=len(words),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=16,
+        bos_token_id=vocabulary["<|startoftext|>"],
+        eos_token_id=vocabulary["<|endoftext|>"],
+        pad_token_id=vocabulary["<|endoftext|>"],
+    )
+    CLIPTextModel(config).save_pretrained(folder / "text_encoder")
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
