@@ -72,7 +72,11 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """manifest.json as a value. `files` maps each path inside the bundle to its size and hash."""
+    """manifest.json as a value.
+
+    fps: of the training video. network_width: channels of the network's first level, which memory estimates scale with.
+    parity: figures of the export's comparison with PyTorch. files: each path inside the bundle -> its size and hash.
+    """
 
     precision: str
     width: Range
@@ -86,6 +90,7 @@ class Manifest:
     pose_style: str
     fps: float
     training_frames: int
+    network_width: int
     kind: str = "merged"
     parity: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
@@ -165,7 +170,7 @@ class Manifest:
             if digest != entry.sha256:
                 raise BundleError(
                     "bundle-hash",
-                    f"{folder}: {name} was altered (sha256 {digest[:12]}, the manifest says {entry.sha256[:12]}); copy it again",
+                    f"{folder}: {name} was altered: sha256 {digest[:12]}, in the manifest {entry.sha256[:12]}; copy it again",
                 )
 
     @staticmethod

@@ -1,0 +1,77 @@
+"""ONNX Runtime: the portable default."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from posecrafter.errors import EngineError
+from posecrafter.runtime.engines.base import Buffer
+
+
+class OnnxRuntimeGraph:
+    """One InferenceSession whose tensors stay OrtValues between runs."""
+
+    def __init__(self, session: ort.InferenceSession, name: str) -> None:
+        self._session = session
+        self._name = name
+        self._inputs = {node.name for node in session.get_inputs()}
+        self._outputs = [node.name for node in session.get_outputs()]
+
+    def run(self, inputs: Mapping[str, Buffer]) -> dict[str, Buffer]:
+        wanted = {name: value for name, value in inputs.items() if name in self._inputs}
+        try:
+            values = self._session.run_with_ort_values(self._outputs, wanted)
+        except Exception as error:  # ONNX Runtime raises its own classes, all derived from Exception alone
+            raise EngineError("engine-run", f"ONNX Runtime failed in graph '{self._name}': {_line(error)}") from error
+        return dict(zip(self._outputs, values, strict=True))
+
+
+class OnnxRuntimeEngine:
+    """Graphs of a bundle folder on ONNX Runtime's CPU provider.
+
+    On the CPU a graph's own variant `<name>.cpu.onnx` is taken where the bundle has one: it holds the same network with
+    the CPU's attention operator. threads: None for one a core.
+    """
+
+    name = "onnxruntime"
+    device = "cpu"
+
+    def __init__(self, folder: Path, threads: int | None = None) -> None:
+        self._folder = folder
+        self._graphs: dict[str, OnnxRuntimeGraph] = {}
+        self._options = ort.SessionOptions()
+        self._options.log_severity_level = 3
+        if threads is not None:
+            self._options.intra_op_num_threads = threads
+
+    def load(self, graph: str) -> OnnxRuntimeGraph:
+        if graph not in self._graphs:
+            variants = [self._folder / "graphs" / f"{graph}{suffix}.onnx" for suffix in (".cpu", "")]
+            path = next((path for path in variants if path.is_file()), None)
+            if path is None:
+                raise EngineError("engine-load", f"{self._folder} has no graph '{graph}'; export it again")
+            try:
+                session = ort.InferenceSession(str(path), self._options, providers=["CPUExecutionProvider"])
+            except Exception as error:
+                raise EngineError("engine-load", f"ONNX Runtime cannot load {path}: {_line(error)}") from error
+            self._graphs[graph] = OnnxRuntimeGraph(session, graph)
+        return self._graphs[graph]
+
+    def upload(self, array: NDArray[Any]) -> Buffer:
+        return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
+
+    def download(self, buffer: Buffer) -> NDArray[np.float32]:
+        return np.asarray(buffer.numpy())
+
+    def close(self) -> None:
+        self._graphs.clear()
+
+
+def _line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,231 @@
+"""From a request to everything that will happen: a pure function, no network, no randomness, no file.
+
+After `make_plan` nothing decides any more. A plan prints itself, so that a run can be judged before it costs anything.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from posecrafter.errors import RequestError
+from posecrafter.framing import Framing
+from posecrafter.pose import FACE, LEFT_HAND, RIGHT_HAND, PoseTrack
+from posecrafter.runtime.bundle import Bundle
+from posecrafter.runtime.edit import Motion, fit_motion
+from posecrafter.runtime.request import Inversion, Region, Request, Warp
+from posecrafter.runtime.select import distances, select_reference
+from posecrafter.schedule import Step
+
+_POINTS: dict[Region, slice] = {"face": FACE, "left_hand": LEFT_HAND, "right_hand": RIGHT_HAND}
+
+# Live bytes of a pass per frame, prompt and latent cell, in units of the first level's fp32 activation; measured as
+# resident memory of ONNX Runtime on CPU over F = 9..65 (tests/runtime/test_plan.py holds the estimate to the truth).
+_LIVE_ACTIVATIONS = 24
+_FAR = 0.08
+
+
+@dataclass(frozen=True)
+class Window:
+    """Target frames start..stop-1, sampled in one pass behind the reference frame."""
+
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+@dataclass(frozen=True)
+class Skip:
+    """A region of a target frame that is not edited, and why."""
+
+    frame: int
+    region: Region
+    reason: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `Session.render` does.
+
+    reference: index of the training frame r; distance: its mean pose distance to the target (share of image size).
+    poses: the M target poses on the bundle's canvas; reference_pose: q_r, one frame.
+    inversion_steps and sampling_steps: (t, a, b) of every solver step. prompts: B of sampling; weights: [B].
+    motions: for each target frame, region -> Motion. skips: the regions left alone.
+    evaluations: frame evaluations of the network (a pass over F frames and B prompts counts F * B).
+    memory: estimated peak bytes of a pass. warnings: one line each, with the cure.
+    """
+
+    width: int
+    height: int
+    reference: int
+    distance: float
+    poses: PoseTrack
+    reference_pose: PoseTrack
+    windows: tuple[Window, ...]
+    inversion: Inversion | None
+    inversion_steps: tuple[Step, ...]
+    sampling_steps: tuple[Step, ...]
+    weights: tuple[float, ...]
+    control_scale: float
+    motions: tuple[dict[Region, Motion], ...]
+    skips: tuple[Skip, ...]
+    warp: Warp
+    evaluations: int
+    memory: int
+    warnings: tuple[str, ...]
+
+    @property
+    def frames(self) -> int:
+        """M, the frames of the result."""
+        return len(self.poses)
+
+    def summary(self) -> dict[str, object]:
+        """The plan in plain values, for printing and JSON."""
+        edited = Counter(region for motions in self.motions for region in motions)
+        return {
+            "size": f"{self.width}x{self.height}",
+            "frames": self.frames,
+            "reference_frame": self.reference,
+            "reference_distance": round(self.distance, 5),
+            "windows": [[window.start, window.stop] for window in self.windows],
+            "inversion": self.inversion or "noise",
+            "inversion_steps": len(self.inversion_steps),
+            "sampling_steps": len(self.sampling_steps),
+            "prompts": len(self.weights),
+            "weights": list(self.weights),
+            "control_scale": self.control_scale,
+            "edited": {region: edited[region] for region in _POINTS},
+            "skipped": len(self.skips),
+            "frame_evaluations": self.evaluations,
+            "memory_bytes": self.memory,
+            "warnings": list(self.warnings),
+        }
+
+
+def make_plan(request: Request, bundle: Bundle) -> Plan:
+    """Decide everything. Raises: RequestError (ranges), PoseError "no-common-key-points"."""
+    m = bundle.manifest
+    width, height = m.defaults.width, m.defaults.height
+    poses = request.poses.framed(Framing.center(request.poses.width, request.poses.height, width, height))
+    table = distances(bundle.poses, poses)
+    reference = select_reference(table)
+    steps = m.defaults.steps if request.steps is None else request.steps
+    guidance = m.defaults.guidance if request.guidance is None else request.guidance
+    weights = (1.0,) if guidance == 1.0 else (1.0 - guidance, guidance)
+    windows = _windows(request, bundle, len(weights))
+    motions, skips = _motions(bundle.poses[reference], poses, request.edit, bundle)
+    inversion_steps = m.schedule.inversion(steps) if request.inversion else ()
+    return Plan(
+        width=width,
+        height=height,
+        reference=reference,
+        distance=float(np.nanmean(table[reference])),
+        poses=poses,
+        reference_pose=bundle.poses[reference],
+        windows=windows,
+        inversion=request.inversion,
+        inversion_steps=inversion_steps,
+        sampling_steps=m.schedule.sampling(steps),
+        weights=weights,
+        control_scale=m.defaults.control_scale if request.control_scale is None else request.control_scale,
+        motions=motions,
+        skips=skips,
+        warp=request.warp,
+        evaluations=_evaluations(request.inversion, windows, steps, len(weights)),
+        memory=_memory(bundle, max(len(window) for window in windows) + 1, len(weights)),
+        warnings=tuple(_warnings(table, reference, poses, windows, skips)),
+    )
+
+
+def _windows(request: Request, bundle: Bundle, prompts: int) -> tuple[Window, ...]:
+    """Split M frames into the fewest windows of nearly equal length."""
+    limit = bundle.manifest.frames.max - 1
+    if request.window is not None and request.window > limit:
+        raise RequestError(
+            "window-range",
+            f"window is {request.window} frames; this bundle takes {limit} beside the reference. "
+            "Shorten it, or export with a larger --max-frames",
+        )
+    longest = min(request.window or limit, limit)
+    if request.memory is not None:
+        while longest > 1 and _memory(bundle, longest + 1, prompts) > request.memory:
+            longest -= 1
+        needed = _memory(bundle, longest + 1, prompts)
+        if needed > request.memory:
+            raise RequestError(
+                "memory-budget", f"one frame needs about {needed} bytes, the budget is {request.memory}; raise --memory"
+            )
+    total = len(request.poses)
+    edges = np.linspace(0, total, -(-total // longest) + 1).round().astype(int)
+    return tuple(Window(int(a), int(b)) for a, b in zip(edges[:-1], edges[1:], strict=True))
+
+
+def _motions(
+    reference: PoseTrack, poses: PoseTrack, regions: tuple[Region, ...], bundle: Bundle
+) -> tuple[tuple[dict[Region, Motion], ...], tuple[Skip, ...]]:
+    factor = bundle.manifest.latents.factor
+    cells = (poses.width // factor, poses.height // factor)
+    motions: list[dict[Region, Motion]] = []
+    skips: list[Skip] = []
+    for frame in range(len(poses)):
+        found: dict[Region, Motion] = {}
+        for region in regions:
+            part = _POINTS[region]
+            target_seen = poses.visible[frame, part]
+            seen = reference.visible[0, part] & target_seen
+            motion = fit_motion(reference.xy[0, part], poses.xy[frame, part], seen, target_seen, cells, factor)
+            if isinstance(motion, Motion):
+                found[region] = motion
+            else:
+                skips.append(Skip(frame, region, motion))
+        motions.append(found)
+    return tuple(motions), tuple(skips)
+
+
+def _evaluations(inversion: Inversion | None, windows: tuple[Window, ...], steps: int, prompts: int) -> int:
+    passes = sum(len(window) + 1 for window in windows)
+    inverted = {None: 0, "reference": 1, "target": passes}[inversion]
+    return steps * (inverted + prompts * passes)
+
+
+def _memory(bundle: Bundle, frames: int, prompts: int) -> int:
+    m = bundle.manifest
+    weights = sum(entry.bytes for name, entry in m.files.items() if name.startswith("graphs/"))
+    cells = (m.defaults.width // m.latents.factor) * (m.defaults.height // m.latents.factor)
+    return weights + 4 * _LIVE_ACTIVATIONS * m.network_width * cells * frames * prompts
+
+
+def _warnings(
+    table: NDArray[np.float64], reference: int, poses: PoseTrack, windows: tuple[Window, ...], skips: tuple[Skip, ...]
+) -> list[str]:
+    lines = []
+    absent = np.flatnonzero(~poses.persons)
+    if len(absent):
+        lines.append(f"{len(absent)} target frames show nobody ({_ranges(absent)}); fill or cut them")
+    nearest = np.nanmin(np.where(np.isfinite(table), table, np.inf), axis=0)
+    far = np.flatnonzero(np.isfinite(nearest) & (nearest > _FAR))
+    if len(far):
+        lines.append(
+            f"{len(far)} target frames are further than {_FAR:.0%} of the image from every training pose "
+            f"({_ranges(far)}); expect artefacts there, or train on a clip that shows such poses"
+        )
+    if len(windows) > 1:
+        lines.append(
+            f"{len(windows)} windows of up to {max(len(w) for w in windows)} frames: the picture may change slightly "
+            "where they meet; allow more frames a pass with --window or --memory"
+        )
+    for (region, reason), count in Counter((skip.region, skip.reason) for skip in skips).most_common(3):
+        lines.append(f"{region} is not edited in {count} frames: {reason}")
+    return lines
+
+
+def _ranges(indices: NDArray[np.int_]) -> str:
+    """'3-5, 9' for [3, 4, 5, 9]; at most six runs."""
+    runs = np.split(indices, np.flatnonzero(np.diff(indices) != 1) + 1)
+    words = [f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs]
+    return ", ".join(words[:6]) + (", ..." if len(words) > 6 else "")

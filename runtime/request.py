@@ -1,0 +1,79 @@
+"""What a caller asks for: frozen, checked at the border, complete."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from posecrafter.errors import RequestError
+from posecrafter.pose import PoseTrack
+
+Inversion = Literal["reference", "target"]
+Region = Literal["face", "left_hand", "right_hand"]
+Warp = Literal["nearest", "bilinear"]
+
+REGIONS: tuple[Region, ...] = ("face", "left_hand", "right_hand")
+GUIDANCE = (0.0, 50.0)
+
+
+@dataclass(frozen=True)
+class Request:
+    """One video to render.
+
+    poses: the M target frames, on any canvas; they are framed to the bundle's size.
+    prompt, negative_prompt: None for the prompt of the tuning and for the empty one, whose embeddings are stored.
+    steps, guidance, control_scale: None for the bundle's defaults. Guidance 1 evaluates one prompt only.
+    inversion: "reference" inverts one frame (all copies see the reference's pose), "target" inverts M + 1 frames, each
+        seeing its own target pose (METHOD section 3.2). None starts from Gaussian noise, one draw for all frames.
+    seed: of that noise; unused with inversion.
+    edit: regions whose initial latents are moved with the pose (METHOD section 3.4). warp: how they are resampled.
+    window: target frames per pass; None for as many as the bundle allows.
+    decode_chunk: frames per pass of the VAE decoder; changes memory, not the picture.
+    memory: bytes that a pass may use by the plan's estimate; shortens the windows.
+    """
+
+    poses: PoseTrack
+    prompt: str | None = None
+    negative_prompt: str | None = None
+    steps: int | None = None
+    guidance: float | None = None
+    control_scale: float | None = None
+    inversion: Inversion | None = "reference"
+    seed: int = 0
+    edit: tuple[Region, ...] = REGIONS
+    warp: Warp = "nearest"
+    window: int | None = None
+    decode_chunk: int = 8
+    memory: int | None = None
+
+    def __post_init__(self) -> None:
+        """Raises: RequestError naming the field, its value and what it may be."""
+        if len(self.poses) == 0:
+            raise RequestError("poses-empty", "the target has no frame; give at least one pose")
+        if self.steps is not None and not 1 <= self.steps <= 1000:
+            raise RequestError("steps-range", f"steps is {self.steps}; it must be between 1 and 1000")
+        low, high = GUIDANCE
+        if self.guidance is not None and not (math.isfinite(self.guidance) and low <= self.guidance <= high):
+            raise RequestError(
+                "guidance-range", f"guidance is {self.guidance}; it must be between {low:g} and {high:g}"
+            )
+        if self.control_scale is not None and not (math.isfinite(self.control_scale) and 0 <= self.control_scale <= 4):
+            raise RequestError(
+                "control-scale-range", f"control_scale is {self.control_scale}; it must be between 0 and 4"
+            )
+        if self.inversion not in ("reference", "target", None):
+            raise RequestError(
+                "inversion", f"inversion is {self.inversion!r}; it must be 'reference', 'target' or None"
+            )
+        if self.warp not in ("nearest", "bilinear"):
+            raise RequestError("warp", f"warp is {self.warp!r}; it must be 'nearest' or 'bilinear'")
+        unknown = [region for region in self.edit if region not in REGIONS]
+        if unknown:
+            raise RequestError("edit-region", f"unknown edit region {unknown[0]!r}; there are {', '.join(REGIONS)}")
+        if self.window is not None and self.window < 1:
+            raise RequestError("window-range", f"window is {self.window}; it must be at least 1 frame")
+        if self.decode_chunk < 1:
+            raise RequestError(
+                "decode-chunk-range", f"decode_chunk is {self.decode_chunk}; it must be at least 1 frame"
+            )

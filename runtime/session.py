@@ -1,0 +1,148 @@
+"""A session: one open bundle on one engine. Start reading here; `render` is the whole product.
+
+with Session.open("bundle") as session:
+    result = session.render(Request(poses=read_poses("target.json")))
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from posecrafter.pose import PoseTrack, draw_poses
+from posecrafter.progress import Cancel, Progress, silent
+from posecrafter.runtime.bundle import Bundle
+from posecrafter.runtime.decode import decode
+from posecrafter.runtime.edit import edit_latents
+from posecrafter.runtime.engines import Engine, open_engine
+from posecrafter.runtime.invert import invert, shared_noise
+from posecrafter.runtime.network import Network
+from posecrafter.runtime.plan import Plan, make_plan
+from posecrafter.runtime.prompt import embed
+from posecrafter.runtime.request import Request
+from posecrafter.runtime.solve import solve
+
+Floats = NDArray[np.float32]
+
+_REMEMBERED = 8
+
+
+@dataclass(frozen=True)
+class Result:
+    """frames: uint8 [M, H, W, 3] RGB. seconds: per stage. plan: what was done."""
+
+    frames: NDArray[np.uint8]
+    plan: Plan
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+class Session:
+    """Renders requests with one person's bundle. Used from one thread at a time; `close` frees the engine."""
+
+    def __init__(self, bundle: Bundle, engine: Engine) -> None:
+        self.bundle = bundle
+        self.engine = engine
+        self._network = Network(engine)
+        self._inverted: OrderedDict[tuple[object, ...], Floats] = OrderedDict()
+
+    @classmethod
+    def open(cls, folder: Path | str, engine: str = "auto", threads: int | None = None) -> Self:
+        """Verify and open a bundle. Raises: BundleError, EngineError (see `Bundle.open` and `open_engine`)."""
+        bundle = Bundle.open(folder)
+        return cls(bundle, open_engine(engine, Path(folder), threads))
+
+    def plan(self, request: Request) -> Plan:
+        """What `render` would do; no network runs. Raises: RequestError, PoseError."""
+        return make_plan(request, self.bundle)
+
+    def render(self, request: Request, progress: Progress = silent, cancel: Cancel | None = None) -> Result:
+        """Render a request: METHOD section 3, window by window.
+
+        The pass of a window holds the reference at index 0, as the key frame, and the window's targets behind it.
+        Raises: RequestError, PoseError, EngineError "nan-latents".
+        """
+        plan, clock, network = self.plan(request), _Clock(), self._network
+        style, latents = self.bundle.manifest.pose_style, self.bundle.latents[plan.reference]
+        with clock("text"):
+            prompt, text = self._text(request, plan)
+        frames = []
+        for window in plan.windows:
+            poses = PoseTrack.concatenate([plan.reference_pose, plan.poses[window.start : window.stop]])
+            with clock("invert"):
+                noise = self._noise(request, plan, latents, poses, prompt, progress, cancel)
+            with clock("edit"):
+                x = edit_latents(noise, plan.motions[window.start : window.stop], self._factor, plan.warp)
+            with clock("sample"):
+                features = network.encode_poses(draw_poses(poses, style=style))
+                conditions = network.conditions(text, plan.weights, features, plan.control_scale)
+                x = solve(network, x, plan.sampling_steps, conditions, "sample", progress, cancel)
+            with clock("decode"):
+                frames.append(decode(network, x[1:], request.decode_chunk, progress, cancel))
+        return Result(np.concatenate(frames), plan, clock.seconds)
+
+    def close(self) -> None:
+        """Free the engine's memory. The session is not used afterwards."""
+        self.engine.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def _factor(self) -> int:
+        return self.bundle.manifest.latents.factor
+
+    def _text(self, request: Request, plan: Plan) -> tuple[Floats, Floats]:
+        """The conditional embedding [T, D], and those of all prompts of a sampling step [B, T, D]."""
+        prompt = embed(self._network, self.bundle, request.prompt, self.bundle.prompt)
+        if len(plan.weights) == 1:
+            return prompt, prompt[None]
+        return prompt, np.stack([embed(self._network, self.bundle, request.negative_prompt, self.bundle.empty), prompt])
+
+    def _noise(
+        self,
+        request: Request,
+        plan: Plan,
+        latents: Floats,
+        poses: PoseTrack,
+        prompt: Floats,
+        progress: Progress,
+        cancel: Cancel | None,
+    ) -> Floats:
+        """Where sampling starts, float32 [F, L, h, w]: one frame inverted once, or every copy, or plain noise."""
+        style = self.bundle.manifest.pose_style
+        if plan.inversion is None:
+            return np.repeat(shared_noise(latents.shape, request.seed), len(poses), axis=0)
+        if plan.inversion == "target":
+            return invert(self._network, latents, poses, prompt, plan, style, progress, cancel)
+        key = (plan.reference, len(plan.inversion_steps), plan.control_scale, prompt.tobytes())
+        if key not in self._inverted:
+            self._inverted[key] = invert(
+                self._network, latents, plan.reference_pose, prompt, plan, style, progress, cancel
+            )
+            if len(self._inverted) > _REMEMBERED:
+                self._inverted.popitem(last=False)
+        return np.repeat(self._inverted[key], len(poses), axis=0)
+
+
+class _Clock:
+    """Seconds per stage, added up over windows."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
