@@ -1,6 +1,8 @@
 """Key points in, control images out: tracks, OpenPose JSON, drawing, extraction from video."""
 
 from posecrafter.pose.draw import Style, draw_frame, draw_poses
+from posecrafter.pose.environment import setup_extractor
+from posecrafter.pose.extract import extract_poses
 from posecrafter.pose.openpose import parse_frames, read_poses, write_poses
 from posecrafter.pose.track import BODY, FACE, KEY_POINTS, LEFT_HAND, RIGHT_HAND, VISIBLE, PoseTrack
 
@@ -15,7 +17,9 @@ __all__ = [
     "Style",
     "draw_frame",
     "draw_poses",
+    "extract_poses",
     "parse_frames",
     "read_poses",
+    "setup_extractor",
     "write_poses",
 ]
