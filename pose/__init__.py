@@ -1,6 +1,6 @@
 """Key points in, control images out: tracks, OpenPose JSON, drawing, extraction from video."""
 
-from posecrafter.pose.draw import Style, draw_frame, draw_poses
+from posecrafter.pose.draw import STYLES, draw_frame, draw_poses
 from posecrafter.pose.environment import setup_extractor
 from posecrafter.pose.extract import extract_poses
 from posecrafter.pose.openpose import parse_frames, read_poses, write_poses
@@ -12,9 +12,9 @@ __all__ = [
     "KEY_POINTS",
     "LEFT_HAND",
     "RIGHT_HAND",
+    "STYLES",
     "VISIBLE",
     "PoseTrack",
-    "Style",
     "draw_frame",
     "draw_poses",
     "extract_poses",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import colorsys
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Any
 
 import cv2
 import numpy as np
@@ -19,12 +19,12 @@ from posecrafter.errors import PoseError
 from posecrafter.framing import Framing
 from posecrafter.pose.track import BODY, FACE, KEY_POINTS, LEFT_HAND, RIGHT_HAND, VISIBLE, PoseTrack
 
-Style = Literal["v1.0", "v1.1"]
 Image = npt.NDArray[np.uint8]
 Pixel = tuple[int, int]
 Colour = tuple[int, int, int]
 Point = tuple[float, float] | None
 
+STYLES = ("v1.1", "v1.0")
 # fmt: off
 LIMBS = (
     (1, 2), (1, 5), (2, 3), (3, 4), (5, 6), (6, 7), (1, 8), (8, 9), (9, 10), (1, 11), (11, 12), (12, 13),
@@ -53,7 +53,7 @@ FACE_RADIUS = 3
 FARTHEST = 16_000.0
 
 
-def draw_poses(track: PoseTrack, height: int | None = None, width: int | None = None, style: Style = "v1.1") -> Image:
+def draw_poses(track: PoseTrack, height: int | None = None, width: int | None = None, style: str = "v1.1") -> Image:
     """The control images of a track: uint8 RGB [F, H, W, 3].
 
     Without height and width, the track's own canvas. With another size, the poses are fitted to it as frames are
@@ -73,15 +73,15 @@ def draw_frame(
     score: npt.NDArray[np.floating[Any]],
     height: int,
     width: int,
-    style: Style = "v1.1",
+    style: str = "v1.1",
 ) -> Image:
     """One control image, uint8 RGB [height, width, 3], of xy [130, 2] in its pixels and score [130].
 
     Points below the score VISIBLE, not finite or absurdly far away are left out; others may lie outside of the canvas.
     Raises PoseError pose-style for an unknown style and poses-shape for other shapes.
     """
-    if style not in get_args(Style):
-        raise PoseError("pose-style", f"unknown pose style {style!r}; choose one of {', '.join(get_args(Style))}")
+    if style not in STYLES:
+        raise PoseError("pose-style", f"unknown pose style {style!r}; choose one of {', '.join(STYLES)}")
     if xy.shape != (KEY_POINTS, 2) or score.shape != (KEY_POINTS,):
         raise PoseError(
             "poses-shape", f"a frame needs xy [{KEY_POINTS}, 2] and score [{KEY_POINTS}], got {xy.shape}, {score.shape}"

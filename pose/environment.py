@@ -40,7 +40,7 @@ REQUIREMENTS = (
 )
 PYTHONS = ("3.11", "3.12")
 STAMP = "posecrafter-requirements.txt"
-STAGE = "set up the pose extractor"
+STAGE = "pose extractor"
 
 
 def default_folder() -> Path:

@@ -25,7 +25,7 @@ from posecrafter.progress import Progress, silent
 from posecrafter.video import read_video
 
 SCRIPT = Path(__file__).with_name("extractors") / "blazepose.py"
-STAGE = "extract poses"
+STAGE = "poses"
 
 
 def extract_poses(
