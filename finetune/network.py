@@ -68,7 +68,8 @@ class NetworkSize:
             if config.get(name, value) != value:
                 raise BaseModelError("base-unsupported", f"{name} is {config[name]!r}, expected {value!r}")
         widths = tuple(config["block_out_channels"])
-        kinds = config["down_block_types"]
+        # ControlVideo's configurations call the same blocks 3D.
+        kinds = [kind.replace("3D", "2D") for kind in config["down_block_types"]]
         unknown = [kind for kind in kinds if kind not in _BLOCKS]
         if unknown:
             raise BaseModelError("base-unsupported", f"block type {unknown[0]!r} is not supported; use an SD 1.x base")
@@ -184,12 +185,13 @@ class VideoNetwork(nn.Module):
     def load_base(self, state: Mapping[str, Tensor]) -> None:
         """Load a diffusers 2-D state dict, or a video one with attn_temp and conv_temp, by name.
 
-        Temporal attention that `state` lacks starts as a copy of attn1 behind a zero convolution.
+        Temporal attention, when `state` has none of it, starts as a copy of attn1 behind a zero convolution.
         Raises: BaseModelError "base-component-missing" naming the first missing, extra or misshapen tensor.
         """
         own = self.state_dict()
         temporal = {name for name in own if ".attn_temp." in name or ".conv_temp." in name}
-        missing = sorted(own.keys() - state.keys() - temporal)
+        inflated = bool(temporal & state.keys())
+        missing = sorted(own.keys() - state.keys() - (set() if inflated else temporal))
         extra = sorted(state.keys() - own.keys())
         wrong = [name for name in own.keys() & state.keys() if own[name].shape != state[name].shape]
         for words, names in (("lacks", missing), ("has an unknown", extra), ("has another shape for", sorted(wrong))):
@@ -199,7 +201,7 @@ class VideoNetwork(nn.Module):
                     f"{type(self).__name__}: the base {words} {names[0]} ({len(names)} in all)",
                 )
         self.load_state_dict(dict(state), strict=False)
-        if not temporal & state.keys():
+        if not inflated:
             for block in self.blocks:
                 block.start_temporal()
 
