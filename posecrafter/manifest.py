@@ -170,7 +170,7 @@ class Manifest:
             if digest != entry.sha256:
                 raise BundleError(
                     "bundle-hash",
-                    f"{folder}: {name} was altered: sha256 {digest[:12]}, in the manifest {entry.sha256[:12]}; copy it again",
+                    f"{folder}: {name} was altered (sha256 {digest[:12]}, expected {entry.sha256[:12]}); copy it again",
                 )
 
     @staticmethod

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from posecrafter.pose import PoseTrack, draw_poses
 from posecrafter.progress import Cancel, Progress
+from posecrafter.runtime.engines import Buffer
 from posecrafter.runtime.network import Network
 from posecrafter.runtime.plan import Plan
 from posecrafter.runtime.solve import solve
@@ -17,21 +17,21 @@ Floats = NDArray[np.float32]
 def invert(
     network: Network,
     reference: Floats,
-    poses: PoseTrack,
+    pose_features: Buffer,
+    frames: int,
     prompt: Floats,
     plan: Plan,
-    style: str,
     progress: Progress,
     cancel: Cancel | None = None,
 ) -> Floats:
-    """DDIM-invert len(poses) copies of the reference, conditional prompt only.
+    """DDIM-invert `frames` copies of the reference, conditional prompt only, no guidance.
 
-    reference: float32 [L, h, w], z_r; poses: what each copy sees, copy 0 first (q_r); prompt: float32 [T, D].
-    Returns float32 [F, L, h, w]. One pose, q_r, is reference mode: F such copies are all equal to F = 1.
+    reference: float32 [L, h, w], z_r; pose_features: [frames, C0, h, w] of the poses that the copies see, q_r first;
+    prompt: float32 [T, D]. Returns float32 [frames, L, h, w]. With one copy that sees q_r this is reference mode:
+    any number of such copies stay equal to it.
     """
-    features = network.encode_poses(draw_poses(poses, style=style))
-    conditions = network.conditions(prompt[None], (1.0,), features, plan.control_scale)
-    x = np.repeat(reference[None], len(poses), axis=0)
+    conditions = network.conditions(prompt[None], (1.0,), pose_features, plan.control_scale)
+    x = np.repeat(reference[None], frames, axis=0)
     return solve(network, x, plan.inversion_steps, conditions, "invert", progress, cancel)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -162,7 +163,7 @@ def _windows(request: Request, bundle: Bundle, prompts: int) -> tuple[Window, ..
             )
     total = len(request.poses)
     edges = np.linspace(0, total, -(-total // longest) + 1).round().astype(int)
-    return tuple(Window(int(a), int(b)) for a, b in zip(edges[:-1], edges[1:], strict=True))
+    return tuple(Window(int(a), int(b)) for a, b in pairwise(edges))
 
 
 def _motions(

@@ -22,7 +22,7 @@ from posecrafter.progress import Cancel, Progress, silent
 from posecrafter.runtime.bundle import Bundle
 from posecrafter.runtime.decode import decode
 from posecrafter.runtime.edit import edit_latents
-from posecrafter.runtime.engines import Engine, open_engine
+from posecrafter.runtime.engines import Buffer, Engine, open_engine
 from posecrafter.runtime.invert import invert, shared_noise
 from posecrafter.runtime.network import Network
 from posecrafter.runtime.plan import Plan, make_plan
@@ -70,18 +70,18 @@ class Session:
         Raises: RequestError, PoseError, EngineError "nan-latents".
         """
         plan, clock, network = self.plan(request), _Clock(), self._network
-        style, latents = self.bundle.manifest.pose_style, self.bundle.latents[plan.reference]
         with clock("text"):
             prompt, text = self._text(request, plan)
         frames = []
         for window in plan.windows:
             poses = PoseTrack.concatenate([plan.reference_pose, plan.poses[window.start : window.stop]])
+            with clock("poses"):
+                features = self._pose_features(poses)
             with clock("invert"):
-                noise = self._noise(request, plan, latents, poses, prompt, progress, cancel)
+                noise = self._noise(request, plan, features, len(poses), prompt, progress, cancel)
             with clock("edit"):
                 x = edit_latents(noise, plan.motions[window.start : window.stop], self._factor, plan.warp)
             with clock("sample"):
-                features = network.encode_poses(draw_poses(poses, style=style))
                 conditions = network.conditions(text, plan.weights, features, plan.control_scale)
                 x = solve(network, x, plan.sampling_steps, conditions, "sample", progress, cancel)
             with clock("decode"):
@@ -109,30 +109,32 @@ class Session:
             return prompt, prompt[None]
         return prompt, np.stack([embed(self._network, self.bundle, request.negative_prompt, self.bundle.empty), prompt])
 
+    def _pose_features(self, poses: PoseTrack) -> Buffer:
+        return self._network.encode_poses(draw_poses(poses, style=self.bundle.manifest.pose_style))
+
     def _noise(
         self,
         request: Request,
         plan: Plan,
-        latents: Floats,
-        poses: PoseTrack,
+        features: Buffer,
+        frames: int,
         prompt: Floats,
         progress: Progress,
         cancel: Cancel | None,
     ) -> Floats:
         """Where sampling starts, float32 [F, L, h, w]: one frame inverted once, or every copy, or plain noise."""
-        style = self.bundle.manifest.pose_style
+        latents = self.bundle.latents[plan.reference]
         if plan.inversion is None:
-            return np.repeat(shared_noise(latents.shape, request.seed), len(poses), axis=0)
+            return np.repeat(shared_noise(latents.shape, request.seed), frames, axis=0)
         if plan.inversion == "target":
-            return invert(self._network, latents, poses, prompt, plan, style, progress, cancel)
+            return invert(self._network, latents, features, frames, prompt, plan, progress, cancel)
         key = (plan.reference, len(plan.inversion_steps), plan.control_scale, prompt.tobytes())
         if key not in self._inverted:
-            self._inverted[key] = invert(
-                self._network, latents, plan.reference_pose, prompt, plan, style, progress, cancel
-            )
+            alone = self._pose_features(plan.reference_pose)
+            self._inverted[key] = invert(self._network, latents, alone, 1, prompt, plan, progress, cancel)
             if len(self._inverted) > _REMEMBERED:
                 self._inverted.popitem(last=False)
-        return np.repeat(self._inverted[key], len(poses), axis=0)
+        return np.repeat(self._inverted[key], frames, axis=0)
 
 
 class _Clock:

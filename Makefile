@@ -1,0 +1,46 @@
+# make demo    tune on a real clip and render him following other poses; look at out/demo/
+# make test    the whole test suite
+# make check   formatting, lint, types
+# Each sets up what it needs in .venv first.
+
+PYTHON ?= $(shell command -v python3.12 || command -v python3.11 || echo python3)
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+TYPED := build/typed
+
+.PHONY: demo test check format setup extractor clean
+
+demo: $(INSTALLED) extractor
+	$(BIN)/posecrafter demo --out out/demo
+
+test: $(INSTALLED) extractor
+	$(BIN)/python -m pytest
+
+# Editors and mypy cannot follow an editable install's import hook, so types are checked on a plain copy of the package.
+check: $(INSTALLED)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	rm -rf $(TYPED) && $(BIN)/pip install --quiet --no-deps --no-build-isolation --target $(TYPED) .
+	cd $(TYPED) && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p posecrafter
+
+format: $(INSTALLED)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+setup: $(INSTALLED) extractor
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' \
+		|| { echo "Python 3.11 or 3.12 is needed; name one: make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)"; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt setuptools wheel
+	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[dev]'
+	touch $@
+
+extractor: $(INSTALLED)
+	$(BIN)/posecrafter poses setup
+
+clean:
+	rm -rf $(VENV) build dist out *.egg-info

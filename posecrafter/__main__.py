@@ -1,0 +1,5 @@
+"""`python -m posecrafter`: the command line."""
+
+from posecrafter.cli import main
+
+main()

@@ -1,0 +1,47 @@
+"""The command line: `posecrafter ...`. Each command's file imports what it needs when it runs, not before."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+import typer
+
+from posecrafter.cli.demo import demo_command
+from posecrafter.cli.export import export_command
+from posecrafter.cli.finetune import finetune_command
+from posecrafter.cli.generate import generate_command, plan_command
+from posecrafter.cli.inspect import inspect_command
+from posecrafter.cli.poses import app as poses_app
+from posecrafter.errors import PoseCrafterError
+
+app = typer.Typer(
+    name="posecrafter",
+    help="Personalised, pose-driven video from one clip: finetune, export, generate.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(poses_app, name="poses", help="Extract and draw key points.")
+app.command("finetune")(finetune_command)
+app.command("export")(export_command)
+app.command("plan")(plan_command)
+app.command("generate")(generate_command)
+app.command("inspect")(inspect_command)
+app.command("demo")(demo_command)
+
+
+def main() -> None:
+    """Run the command line. Exit status: 0 done, 2 refused (one line on stderr), 130 interrupted."""
+    try:
+        status = app(standalone_mode=False)
+    except PoseCrafterError as error:
+        print(f"error[{error.code}]: {error.message}", file=sys.stderr)
+        status = 2
+    except click.ClickException as error:
+        error.show()
+        status = error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        print("interrupted", file=sys.stderr)
+        status = 130
+    sys.exit(status if isinstance(status, int) else 0)

@@ -1,0 +1,154 @@
+"""`posecrafter plan` and `posecrafter generate`: a bundle and target poses in; a plan, or a video, out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from posecrafter.errors import RequestError
+
+if TYPE_CHECKING:
+    from posecrafter.runtime import Request, Session
+
+Source = Annotated[Path, typer.Argument(help="A bundle, or with --engine torch a tuning run's folder.")]
+Poses = Annotated[Path, typer.Option("--poses", help="Target poses: OpenPose JSON, a file or a folder.")]
+Prompt = Annotated[str | None, typer.Option("--prompt", help="Another prompt than the tuning's.")]
+Negative = Annotated[str | None, typer.Option("--negative-prompt", help="What guidance leads away from.")]
+Steps = Annotated[int | None, typer.Option("--steps", help="Solver steps, for inversion and for sampling.")]
+Guidance = Annotated[float | None, typer.Option("--guidance", help="Classifier-free guidance; 1 turns it off.")]
+Scale = Annotated[float | None, typer.Option("--control-scale", help="Strength of the ControlNet.")]
+Inversion = Annotated[str, typer.Option("--inversion", help="reference, target, or none (plain noise).")]
+Seed = Annotated[int, typer.Option("--seed", help="Of the noise with --inversion none.")]
+Edit = Annotated[str, typer.Option("--edit", help="Regions to edit, comma separated; or none.")]
+Warp = Annotated[str, typer.Option("--warp", help="nearest or bilinear (variance-corrected).")]
+Windowing = Annotated[int | None, typer.Option("--window", help="Target frames a pass.")]
+Memory = Annotated[float | None, typer.Option("--memory", help="Memory budget of a pass, in MiB.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the report as JSON.")]
+
+
+def plan_command(
+    bundle: Source,
+    poses: Poses,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    inversion: Inversion = "reference",
+    edit: Edit = "face,left_hand,right_hand",
+    window: Windowing = None,
+    memory: Memory = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what `generate` would do, without running a network."""
+    from posecrafter.runtime import Bundle, make_plan
+
+    request = _request(
+        poses, steps=steps, guidance=guidance, inversion=inversion, edit=edit, window=window, memory=memory
+    )
+    _report(make_plan(request, Bundle.open(bundle)).summary(), as_json)
+
+
+def generate_command(
+    bundle: Source,
+    poses: Poses,
+    out: Annotated[Path, typer.Option("--out", help="The video to write (.mp4), or a folder for PNG frames.")],
+    prompt: Prompt = None,
+    negative_prompt: Negative = None,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    control_scale: Scale = None,
+    inversion: Inversion = "reference",
+    seed: Seed = 0,
+    edit: Edit = "face,left_hand,right_hand",
+    warp: Warp = "nearest",
+    window: Windowing = None,
+    memory: Memory = None,
+    fps: Annotated[float | None, typer.Option("--fps", help="Frames a second; default the training video's.")] = None,
+    decode_chunk: Annotated[int, typer.Option("--decode-chunk", help="Frames a pass of the VAE decoder.")] = 8,
+    engine: Annotated[str, typer.Option("--engine", help="auto, onnxruntime, or torch for a run's folder.")] = "auto",
+    threads: Annotated[int | None, typer.Option("--threads", help="CPU threads; default one a core.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Render the person of a bundle following the target poses."""
+    from posecrafter.cli.bars import bars
+
+    request = _request(
+        poses,
+        prompt=prompt,
+        negative_prompt=negative_prompt,
+        steps=steps,
+        guidance=guidance,
+        control_scale=control_scale,
+        inversion=inversion,
+        seed=seed,
+        edit=edit,
+        warp=warp,
+        window=window,
+        memory=memory,
+        decode_chunk=decode_chunk,
+    )
+    with _open(bundle, engine, threads) as session:
+        for warning in session.plan(request).warnings:
+            typer.echo(f"warning: {warning}", err=True)
+        with bars() as progress:
+            result = session.render(request, progress)
+        _write_frames(out, result.frames, session.bundle.manifest.fps if fps is None else fps)
+        seconds = {stage: round(value, 3) for stage, value in result.seconds.items()}
+        engine_used = f"{session.engine.name} on {session.engine.device}"
+        _report({**result.plan.summary(), "engine": engine_used, "seconds": seconds, "out": str(out)}, as_json)
+
+
+def _request(poses: Path, **options: Any) -> Request:
+    from posecrafter.pose import read_poses
+    from posecrafter.runtime import Request
+
+    memory = options.pop("memory")
+    inversion, edit = options.pop("inversion"), options.pop("edit")
+    return Request(
+        poses=read_poses(poses),
+        inversion=None if inversion == "none" else inversion,
+        edit=() if edit == "none" else tuple(part.strip() for part in edit.split(",")),
+        memory=None if memory is None else int(memory * 2**20),
+        **options,
+    )
+
+
+def _open(path: Path, engine: str, threads: int | None) -> Session:
+    if engine == "torch":
+        from posecrafter.export.reference import open_reference
+
+        return open_reference(path)
+    from posecrafter.runtime import Session
+
+    return Session.open(path, engine, threads)
+
+
+def _write_frames(out: Path, frames: Any, fps: float) -> None:
+    if out.suffix == ".mp4":
+        from posecrafter.video import write_video
+
+        write_video(out, frames, fps)
+        return
+    if out.suffix:
+        raise RequestError("out-kind", f"cannot write {out.suffix} files; give a name ending in .mp4, or a folder")
+    import cv2
+
+    from posecrafter.files import atomic_folder
+
+    with atomic_folder(out) as folder:
+        for index, frame in enumerate(frames):
+            cv2.imwrite(str(folder / f"{index:05d}.png"), cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
+
+
+def _report(values: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(values))
+        return
+    for name, value in values.items():
+        if name == "warnings":
+            continue
+        shown = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
+        typer.echo(f"{name.replace('_', ' '):<20} {shown}")
+    for warning in values.get("warnings", ()):
+        typer.echo(f"warning: {warning}")

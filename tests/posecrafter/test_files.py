@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import pytest
+
+from posecrafter.errors import PoseCrafterError
+from posecrafter.files import atomic_folder, atomic_write, read_json, sha256_of, write_json
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    target = tmp_path / "a.json"
+    write_json(target, {"old": 1})
+    with pytest.raises(ValueError, match="stop"), atomic_write(target) as temporary:
+        temporary.write_text("half")
+        raise ValueError("stop")
+    assert read_json(target) == {"old": 1}
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_failed_folder_leaves_the_old_one_and_nothing_else(tmp_path: Path) -> None:
+    target = tmp_path / "bundle"
+    with atomic_folder(target) as folder:
+        (folder / "x").write_text("first")
+    with pytest.raises(KeyboardInterrupt), atomic_folder(target) as folder:
+        (folder / "x").write_text("second")
+        raise KeyboardInterrupt
+    assert (target / "x").read_text() == "first"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_folder_replaces_the_old_one_whole(tmp_path: Path) -> None:
+    target = tmp_path / "bundle"
+    for name in ("a", "b"):
+        with atomic_folder(target) as folder:
+            (folder / name).write_text(name)
+    assert [path.name for path in target.iterdir()] == ["b"]
+    assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.parametrize("manager", [atomic_write, atomic_folder])
+def test_a_full_disk_is_named_with_its_cure(manager: object, tmp_path: Path) -> None:
+    with pytest.raises(PoseCrafterError) as caught, manager(tmp_path / "out"):  # type: ignore[operator]
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert caught.value.code == "disk-full"
+    assert "MiB free" in caught.value.message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_really_full_disk_leaves_nothing_half_written(tmp_path: Path) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("this system has no /dev/full")
+    link = tmp_path / "full"
+    with pytest.raises(PoseCrafterError) as caught, atomic_write(tmp_path / "out.bin"):
+        link.symlink_to("/dev/full")
+        with link.open("wb", buffering=0) as file:
+            file.write(b"x")
+    assert caught.value.code == "disk-full"
+    assert not (tmp_path / "out.bin").exists()
+
+
+def test_sha256_is_the_standard_one(tmp_path: Path) -> None:
+    (tmp_path / "abc").write_bytes(b"abc")
+    assert sha256_of(tmp_path / "abc").startswith("ba7816bf8f01cfea414140de5dae2223")
+
+
+def test_nan_never_reaches_a_json_file(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(tmp_path / "x.json", {"loss": float("nan")})
+    assert list(tmp_path.iterdir()) == []

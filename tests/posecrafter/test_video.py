@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+import pytest
+
+from posecrafter.errors import VideoError
+from posecrafter.video import read_video, write_video
+
+
+def moving_ramp(frames: int, height: int = 48, width: int = 64) -> np.ndarray:
+    ramp = np.linspace(0, 200, width)[None, :, None] + np.arange(frames)[:, None, None, None] * 3
+    return np.broadcast_to(ramp, (frames, height, width, 3)).astype(np.uint8)
+
+
+@pytest.fixture
+def clip(tmp_path: Path) -> Path:
+    write_video(tmp_path / "clip.mp4", moving_ramp(12), fps=25)
+    return tmp_path / "clip.mp4"
+
+
+@pytest.mark.parametrize("frames", [1, 3, 17])
+def test_a_written_video_reads_back_with_its_frames_and_rate(frames: int, tmp_path: Path) -> None:
+    write_video(tmp_path / "v.mp4", moving_ramp(frames), fps=29.97)
+    video = read_video(tmp_path / "v.mp4")
+    assert video.frames.shape == (frames, 48, 64, 3)
+    assert video.fps == pytest.approx(29.97, abs=0.01)
+    assert np.abs(video.frames.astype(int) - moving_ramp(frames)).mean() < 3
+
+
+def test_a_range_of_frames_has_both_ends(clip: Path) -> None:
+    part = read_video(clip, first=2, last=4)
+    np.testing.assert_array_equal(part.frames, read_video(clip).frames[2:5])
+
+
+def refuse(path: Path, code: str, **options: int) -> str:
+    with pytest.raises(VideoError) as caught:
+        read_video(path, **options)
+    assert caught.value.code == code
+    assert "\n" not in caught.value.message
+    return caught.value.message
+
+
+def test_a_missing_video_is_named(tmp_path: Path) -> None:
+    assert "nothing.mp4" in refuse(tmp_path / "nothing.mp4", "video-missing")
+
+
+def test_an_empty_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty.mp4").touch()
+    refuse(tmp_path / "empty.mp4", "video-empty")
+
+
+def test_text_is_not_a_video(tmp_path: Path) -> None:
+    (tmp_path / "text.mp4").write_text("hello " * 100)
+    refuse(tmp_path / "text.mp4", "video-unreadable")
+
+
+def test_a_truncated_video_is_refused_or_unreadable(clip: Path, tmp_path: Path) -> None:
+    data = clip.read_bytes()
+    cut = tmp_path / "cut.mp4"
+    cut.write_bytes(data[: len(data) // 2])  # the index at the end is gone
+    with pytest.raises(VideoError) as caught:
+        read_video(cut)
+    assert caught.value.code in ("video-unreadable", "video-truncated")
+
+
+def test_a_video_that_breaks_off_in_its_frames_is_truncated(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (12, 48, 64, 3)).astype(np.uint8)
+    path = tmp_path / "fast.mp4"
+    with av.open(str(path), "w", options={"movflags": "faststart"}) as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for image in noise:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode())
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * 0.6)])
+    message = refuse(path, "video-truncated")
+    assert "12 frames" in message or "breaks off" in message
+
+
+def test_frames_of_changing_size_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "mixed.mjpeg"
+    images = [moving_ramp(1, height)[0] for height in (48, 48, 32)]
+    path.write_bytes(b"".join(cv2.imencode(".jpg", image)[1].tobytes() for image in images))
+    message = refuse(path, "video-size-changes")
+    assert "64x32" in message
+    assert "64x48" in message
+
+
+def test_a_range_outside_the_video_names_what_there_is(clip: Path) -> None:
+    assert "0..11" in refuse(clip, "video-range", first=3, last=12)
+    refuse(clip, "video-range", first=5, last=4)
+
+
+def test_an_odd_size_cannot_be_written(tmp_path: Path) -> None:
+    with pytest.raises(VideoError) as caught:
+        write_video(tmp_path / "odd.mp4", moving_ramp(2, height=47), fps=25)
+    assert caught.value.code == "video-odd-size"
+    assert list(tmp_path.iterdir()) == []
