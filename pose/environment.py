@@ -39,7 +39,7 @@ REQUIREMENTS = (
     "tzdata==2026.6",
 )
 PYTHONS = ("3.11", "3.12")
-STAMP = "posecrafter-requirements.txt"
+STAMP = ".complete"
 STAGE = "pose extractor"
 
 
