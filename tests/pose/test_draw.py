@@ -159,9 +159,9 @@ def test_face_and_pupils_are_white_discs_of_radius_3() -> None:
         assert not image[~disc(image, 30, 20, 3)].any()
 
 
-@pytest.mark.parametrize("part", [BODY, LEFT_HAND, RIGHT_HAND, FACE])
+@pytest.mark.parametrize("part", [BODY, FACE])
 def test_a_drawing_at_an_edge_is_the_cut_of_a_larger_drawing(part: slice) -> None:
-    """To one pixel; of a finger that only touches the edge, cv2 may leave out the touch (it clips the centre line)."""
+    """To one pixel. Not claimed for fingers: cv2 clips a line to the canvas first and rounds what is left."""
     rng = np.random.default_rng(3)
     for _ in range(20):
         chosen = rng.choice(np.arange(130)[part], 12, replace=False)
@@ -169,8 +169,7 @@ def test_a_drawing_at_an_edge_is_the_cut_of_a_larger_drawing(part: slice) -> Non
         whole = draw({index: (x + 128, y + 128) for index, (x, y) in points.items()}, height=320, width=352)
         cut, expected = draw(points).any(axis=2), whole[128:192, 128:224].any(axis=2)
         assert not (cut & ~grown(expected)).any()
-        if part in (BODY, FACE):
-            assert not (expected & ~grown(cut)).any()
+        assert not (expected & ~grown(cut)).any()
 
 
 @settings(max_examples=50)
