@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from posecrafter.errors import BundleError
+from posecrafter.manifest import Defaults, Latents, Manifest, Range, Text
+from posecrafter.schedule import Schedule
+
+
+def small_manifest(folder: Path) -> Manifest:
+    return Manifest(
+        precision="fp32",
+        width=Range(64, 256, 8),
+        height=Range(64, 256, 8),
+        frames=Range(1, 33),
+        prompts=Range(1, 4),
+        latents=Latents(channels=4, factor=8, scaling_factor=0.18215),
+        text=Text(tokens=77, width=768, prompt="a person"),
+        schedule=Schedule(),
+        defaults=Defaults(width=128, height=128, steps=50, guidance=12.0, control_scale=1.0),
+        pose_style="v1.1",
+        fps=25.0,
+        training_frames=8,
+        network_width=320,
+        parity={"denoiser": 1e-6},
+        files=Manifest.entries(folder),
+    )
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    (tmp_path / "graphs").mkdir()
+    (tmp_path / "graphs" / "denoiser.onnx").write_bytes(b"graph")
+    small_manifest(tmp_path).write(tmp_path)
+    return tmp_path
+
+
+def rewrite(bundle: Path, **changes: Any) -> None:
+    path = bundle / "manifest.json"
+    raw = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({name: value for name, value in raw.items() if value is not None}))
+
+
+def refuse(bundle: Path, code: str) -> str:
+    with pytest.raises(BundleError) as caught:
+        Manifest.read(bundle).verify(bundle)
+    assert caught.value.code == code
+    assert "\n" not in caught.value.message
+    return caught.value.message
+
+
+def test_a_written_manifest_reads_back_equal(bundle: Path) -> None:
+    assert Manifest.read(bundle) == small_manifest(bundle)
+    Manifest.read(bundle).verify(bundle)
+
+
+def test_a_folder_without_manifest_is_not_a_bundle(tmp_path: Path) -> None:
+    assert "posecrafter export" in refuse(tmp_path, "bundle-missing")
+
+
+def test_a_missing_file_is_named(bundle: Path) -> None:
+    (bundle / "graphs" / "denoiser.onnx").unlink()
+    assert "graphs/denoiser.onnx" in refuse(bundle, "bundle-file-missing")
+
+
+@pytest.mark.parametrize("content", [b"grapH", b"graph and more", b""])
+def test_an_altered_file_is_refused(bundle: Path, content: bytes) -> None:
+    (bundle / "graphs" / "denoiser.onnx").write_bytes(content)
+    assert "graphs/denoiser.onnx" in refuse(bundle, "bundle-hash")
+
+
+def test_a_newer_format_says_to_update(bundle: Path) -> None:
+    rewrite(bundle, format_version=2)
+    message = refuse(bundle, "bundle-format")
+    assert "version 2" in message
+    assert "update" in message
+
+
+def test_an_older_format_says_to_export_again(bundle: Path) -> None:
+    rewrite(bundle, format_version=0)
+    assert "export it again" in refuse(bundle, "bundle-format")
+
+
+@pytest.mark.parametrize("name", ["../secret", "/etc/hostname", "graphs/../../secret"])
+def test_a_path_outside_the_bundle_is_refused(bundle: Path, name: str) -> None:
+    rewrite(bundle, files={name: {"bytes": 5, "sha256": "0" * 64}})
+    assert name in refuse(bundle, "bundle-path")
+
+
+@pytest.mark.parametrize("change", [{"latents": None}, {"files": None}, {"frames": {"min": 1}}, {"surprise": 1}])
+def test_a_missing_or_unknown_field_is_refused(bundle: Path, change: dict[str, Any]) -> None:
+    rewrite(bundle, **change)
+    refuse(bundle, "bundle-manifest")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"format": "other"}'])
+def test_what_is_not_a_manifest_is_refused(bundle: Path, text: str) -> None:
+    (bundle / "manifest.json").write_text(text)
+    refuse(bundle, "bundle-manifest")
+
+
+def test_a_range_has_both_ends_and_its_multiple() -> None:
+    assert 64 in Range(64, 256, 8)
+    assert 256 in Range(64, 256, 8)
+    assert 100 not in Range(64, 256, 8)
+    assert 264 not in Range(64, 256, 8)

@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from posecrafter.runtime.edit import Motion, edit_latents, fit_affine, fit_motion, fit_similarity, warp_region
+
+RNG = np.random.default_rng(0)
+IDENTITY = np.array([[1.0, 0, 0], [0, 1, 0]])
+
+
+def seen(count: int) -> np.ndarray:
+    return np.ones(count, bool)
+
+
+def apply(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
+    return points @ matrix[:, :2].T + matrix[:, 2]
+
+
+@pytest.mark.parametrize("count", [3, 21, 68])
+def test_an_affine_map_is_recovered_from_exact_correspondences(count: int) -> None:
+    matrix = np.array([[1.1, 0.2, -7], [-0.1, 0.9, 12]])
+    points = RNG.uniform(0, 512, (count, 2))
+    assert np.abs(fit_affine(points, apply(matrix, points)) - matrix).max() < 1e-6
+
+
+def test_a_similarity_is_recovered_from_two_points() -> None:
+    matrix = np.array([[0.6, -0.8, 3], [0.8, 0.6, -5]]) * np.array([1.2, 1.2, 1])
+    points = np.array([[10.0, 20], [40, -7]])
+    np.testing.assert_allclose(fit_similarity(points, apply(matrix, points)), matrix, atol=1e-9)
+
+
+def test_fewer_than_three_points_are_skipped_with_the_count() -> None:
+    points = RNG.uniform(0, 64, (21, 2))
+    both = np.arange(21) < 2
+    reason = fit_motion(points, points, both, seen(21), (8, 8), 8)
+    assert isinstance(reason, str)
+    assert reason.startswith("2 key points")
+
+
+def test_points_on_a_line_fall_back_to_a_similarity() -> None:
+    line = np.stack([np.linspace(10, 50, 9), np.linspace(20, 40, 9)], axis=1)
+    motion = fit_motion(line, line * 1.1, seen(9), seen(9), (8, 8), 8)
+    assert isinstance(motion, Motion)
+    assert motion.fit == "similarity"
+    np.testing.assert_allclose(apply(motion.matrix, line), line * 1.1, atol=1e-6)
+
+
+def test_points_that_coincide_are_skipped() -> None:
+    points = np.full((5, 2), 30.0)
+    assert isinstance(fit_motion(points, points + 3, seen(5), seen(5), (8, 8), 8), str)
+
+
+def test_a_region_outside_the_frame_is_skipped() -> None:
+    points = RNG.uniform(0, 20, (5, 2))
+    assert fit_motion(points, points + 500, seen(5), seen(5), (8, 8), 8) == "the region lies outside the frame"
+
+
+def test_the_box_covers_the_target_points_in_latent_cells() -> None:
+    target = np.array([[17.0, 9], [30, 9], [20, 39.5]])
+    motion = fit_motion(target, target, seen(3), seen(3), (8, 8), 8)
+    assert isinstance(motion, Motion)
+    assert motion.box == (2, 1, 4, 5)
+
+
+@pytest.mark.parametrize("mode", ["nearest", "bilinear"])
+def test_the_identity_leaves_latents_bit_equal(mode: str) -> None:
+    noise = RNG.standard_normal((3, 4, 9, 11)).astype(np.float32)
+    points = RNG.uniform(5, 60, (68, 2))
+    motion = fit_motion(points, points, seen(68), seen(68), (11, 9), 8)
+    assert isinstance(motion, Motion)
+    edited = edit_latents(noise[[0, 0, 0]], [{"face": motion}, {"left_hand": motion}], 8, mode)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(edited, noise[[0, 0, 0]])
+
+
+@pytest.mark.parametrize("mode", ["nearest", "bilinear"])
+def test_a_shift_by_whole_cells_moves_them_exactly_and_only_inside_the_box(mode: str) -> None:
+    source = RNG.standard_normal((4, 9, 9)).astype(np.float32)
+    out = np.zeros_like(source)
+    shift = np.array([[1.0, 0, 16], [0, 1, 8]])
+    warp_region(out, source, Motion(shift, (3, 2, 6, 5), "affine"), 8, mode)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(out[:, 2:5, 3:6], source[:, 1:4, 1:4])
+    out[:, 2:5, 3:6] = 0
+    assert not out.any()
+
+
+def test_cells_from_outside_the_reference_keep_their_value() -> None:
+    source, out = np.ones((1, 4, 4), np.float32), np.full((1, 4, 4), 7, np.float32)
+    warp_region(out, source, Motion(np.array([[1.0, 0, 16], [0, 1, 0]]), (0, 0, 4, 4), "affine"), 8, "nearest")
+    np.testing.assert_array_equal(out[0], np.tile([7, 7, 1, 1], (4, 1)))
+
+
+@pytest.mark.parametrize("mode", ["nearest", "bilinear"])
+def test_warped_noise_keeps_its_variance(mode: str) -> None:
+    source = RNG.standard_normal((64, 32, 32)).astype(np.float32)
+    out = source.copy()
+    angle = 0.3
+    turn = np.array([[np.cos(angle), -np.sin(angle), 30], [np.sin(angle), np.cos(angle), -20]])
+    warp_region(out, source, Motion(turn, (8, 8, 24, 24), "affine"), 8, mode)  # type: ignore[arg-type]
+    assert out[:, 8:24, 8:24].std() == pytest.approx(1, abs=0.03)
+
+
+def test_the_reference_frame_itself_is_never_edited() -> None:
+    noise = RNG.standard_normal((2, 1, 4, 4)).astype(np.float32)
+    motion = Motion(np.array([[1.0, 0, 8], [0, 1, 8]]), (0, 0, 4, 4), "affine")
+    edited = edit_latents(noise, [{"face": motion}], 8, "nearest")
+    np.testing.assert_array_equal(edited[0], noise[0])
+    assert (edited[1] != noise[1]).any()

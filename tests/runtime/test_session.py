@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from posecrafter.errors import EngineError, RequestError
+from posecrafter.pose import PoseTrack
+from posecrafter.runtime import Bundle, Request, Session
+
+Engines = Callable[[Any], Any]
+
+
+def by_time(x: np.ndarray, timestep: int, text: np.ndarray) -> np.ndarray:
+    """An eps that depends on t and the prompt, not on x."""
+    return np.full(x.shape, np.sin(timestep) + text.mean(), np.float32)
+
+
+def target(frames: int, bundle: Bundle) -> PoseTrack:
+    return bundle.poses[[frame % len(bundle.poses) for frame in range(frames)]]
+
+
+@pytest.mark.parametrize("inversion", ["reference", "target"])
+@pytest.mark.parametrize("frames", [1, 3, 17])
+def test_sampling_undoes_inversion_when_eps_does_not_depend_on_x(
+    inversion: Any, frames: int, memory_bundle: Bundle, engine: Engines
+) -> None:
+    session = Session(memory_bundle, engine(by_time))
+    request = Request(poses=target(frames, memory_bundle), inversion=inversion, guidance=1.0, edit=())
+    result = session.render(request)
+    z = memory_bundle.latents[result.plan.reference]
+    expected = np.rint(np.clip(z[:3] * 40 + 128, 0, 255)).transpose(1, 2, 0).repeat(8, axis=0).repeat(8, axis=1)
+    assert result.frames.shape == (frames, 64, 64, 3)
+    assert np.abs(result.frames.astype(int) - expected).max() <= 1
+
+
+def test_guidance_mixes_the_prompts_and_one_turns_it_off(memory_bundle: Bundle, engine: Engines) -> None:
+    poses = target(2, memory_bundle)
+    fakes = {g: engine(by_time) for g in (1.0, 3.0)}
+    for guidance, fake in fakes.items():
+        Session(memory_bundle, fake).render(Request(poses=poses, guidance=guidance))
+    assert {prompts for _, prompts in fakes[1.0].passes()} == {1}
+    assert [prompts for _, prompts in fakes[3.0].passes()] == [1] * 4 + [2] * 4
+
+
+def test_reference_inversion_is_one_frame_and_is_not_repeated(memory_bundle: Bundle, engine: Engines) -> None:
+    fake = engine(by_time)
+    session = Session(memory_bundle, fake)
+    request = Request(poses=target(5, memory_bundle))
+    session.render(request)
+    assert fake.passes() == [(1, 1)] * 4 + [(6, 2)] * 4
+    fake.calls.clear()
+    session.render(request)
+    assert fake.passes() == [(6, 2)] * 4
+
+
+def test_target_inversion_shows_every_copy_its_own_pose(memory_bundle: Bundle, engine: Engines) -> None:
+    fake = engine(by_time)
+    Session(memory_bundle, fake).render(Request(poses=target(5, memory_bundle), inversion="target"))
+    assert fake.passes() == [(6, 1)] * 4 + [(6, 2)] * 4
+
+
+def test_the_evaluations_of_the_plan_are_those_that_happen(memory_bundle: Bundle, engine: Engines) -> None:
+    for inversion in ("reference", "target", None):
+        fake = engine(by_time)
+        result = Session(memory_bundle, fake).render(
+            Request(poses=target(40, memory_bundle), inversion=inversion)  # type: ignore[arg-type]
+        )
+        assert result.plan.evaluations == sum(frames * prompts for frames, prompts in fake.passes())
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 16, 100])
+@pytest.mark.parametrize("frames", [1, 3, 17, 33])
+def test_decoding_in_chunks_of_any_size_gives_every_frame_once(
+    chunk: int, frames: int, memory_bundle: Bundle, engine: Engines
+) -> None:
+    whole = Request(poses=target(frames, memory_bundle), steps=1, decode_chunk=1000)
+    parts = Request(poses=target(frames, memory_bundle), steps=1, decode_chunk=chunk)
+    session = Session(memory_bundle, engine(by_time))
+    expected = session.render(whole).frames
+    assert len(expected) == frames
+    np.testing.assert_array_equal(session.render(parts).frames, expected)
+
+
+def test_a_long_clip_is_sampled_in_even_windows_behind_the_reference(memory_bundle: Bundle, engine: Engines) -> None:
+    fake = engine(by_time)
+    result = Session(memory_bundle, fake).render(Request(poses=target(40, memory_bundle), steps=1))
+    assert [len(window) for window in result.plan.windows] == [20, 20]
+    assert fake.passes() == [(1, 1), (21, 2), (21, 2)]
+    assert len(result.frames) == 40
+
+
+def test_plain_noise_is_reproducible_and_the_same_for_every_frame(memory_bundle: Bundle, engine: Engines) -> None:
+    session = Session(memory_bundle, engine(by_time))
+    poses = target(3, memory_bundle)
+    first = session.render(Request(poses=poses, inversion=None, seed=3, edit=())).frames
+    np.testing.assert_array_equal(session.render(Request(poses=poses, inversion=None, seed=3, edit=())).frames, first)
+    np.testing.assert_array_equal(first[0], first[2])
+    assert (session.render(Request(poses=poses, inversion=None, seed=4, edit=())).frames != first).any()
+
+
+def test_nan_stops_the_run_with_the_step_and_the_cure(memory_bundle: Bundle, engine: Engines) -> None:
+    def breaks(x: np.ndarray, timestep: int, text: np.ndarray) -> np.ndarray:
+        return np.full(x.shape, np.nan if timestep > 500 and len(x) > 1 else 0.0, np.float32)
+
+    with pytest.raises(EngineError) as caught:
+        Session(memory_bundle, engine(breaks)).render(Request(poses=target(2, memory_bundle)))
+    assert caught.value.code == "nan-latents"
+    assert "sample step 1 of 4" in caught.value.message
+    assert "--precision fp32" in caught.value.message
+
+
+def test_progress_counts_every_stage_to_its_end(memory_bundle: Bundle, engine: Engines) -> None:
+    seen: list[tuple[str, int, int]] = []
+    Session(memory_bundle, engine(by_time)).render(
+        Request(poses=target(9, memory_bundle), decode_chunk=4),
+        lambda stage, done, total: seen.append((stage, done, total)),
+    )
+    assert [entry for entry in seen if entry[0] == "invert"] == [("invert", i, 4) for i in (1, 2, 3, 4)]
+    assert [entry for entry in seen if entry[0] == "sample"] == [("sample", i, 4) for i in (1, 2, 3, 4)]
+    assert [entry for entry in seen if entry[0] == "decode"] == [("decode", i, 9) for i in (4, 8, 9)]
+
+
+@pytest.mark.parametrize("after", [0, 3, 6, 8])
+def test_cancelling_stops_between_steps(after: int, memory_bundle: Bundle, engine: Engines) -> None:
+    asked = 0
+
+    def cancel() -> bool:
+        nonlocal asked
+        asked += 1
+        return asked > after
+
+    fake = engine(by_time)
+    with pytest.raises(RequestError) as caught:
+        Session(memory_bundle, fake).render(Request(poses=target(2, memory_bundle)), cancel=cancel)
+    assert caught.value.code == "cancelled"
+    assert len(fake.passes()) == after
+
+
+def test_a_changed_prompt_needs_an_exported_bundle(memory_bundle: Bundle, engine: Engines) -> None:
+    with pytest.raises(RequestError) as caught:
+        Session(memory_bundle, engine(by_time)).render(Request(poses=target(1, memory_bundle), prompt="red hair"))
+    assert caught.value.code == "prompt-text"
+
+
+def test_an_exported_bundle_renders_and_a_changed_prompt_changes_the_picture(tiny_bundle: Path) -> None:
+    with Session.open(tiny_bundle) as session:
+        poses = session.bundle.poses[:2]
+        plain = session.render(Request(poses=poses, steps=2))
+        stored = session.render(Request(poses=poses, steps=2, prompt=session.bundle.manifest.text.prompt))
+        other = session.render(Request(poses=poses, steps=2, prompt="something else entirely", guidance=9.0))
+    assert np.abs(plain.frames.astype(int) - stored.frames).max() <= 1
+    assert (plain.frames != other.frames).any()
+
+
+@pytest.mark.parametrize("inversion", ["reference", "target"])
+def test_reference_inversion_of_equal_frames_equals_one_frame(tiny_bundle: Path, inversion: Any) -> None:
+    """Where every target sees q_r, target mode inverts F equal frames: they must equal the one of reference mode."""
+    with Session.open(tiny_bundle) as session:
+        still = session.bundle.poses[[2, 2, 2]]
+        one = session.render(Request(poses=still[:1], steps=3, edit=())).frames
+        many = session.render(Request(poses=still, steps=3, edit=(), inversion=inversion)).frames
+    assert np.abs(many.astype(int) - one).max() <= 1
