@@ -36,7 +36,9 @@ def extract(
     out: Annotated[Path, typer.Option(help="OpenPose JSON to write.")],
     first: Annotated[int | None, typer.Option(help="First frame, from 0.")] = None,
     last: Annotated[int | None, typer.Option(help="Last frame, included.")] = None,
-    allow_missing: Annotated[bool, typer.Option(help="Keep frames without a person, as empty ones.")] = False,
+    allow_missing: Annotated[
+        bool, typer.Option("--allow-missing", help="Keep frames without a person, as empty ones.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Find the key points of the person in every frame and write them as OpenPose JSON."""

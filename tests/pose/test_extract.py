@@ -1,0 +1,213 @@
+"""Claims about extraction: the exchange with the subprocess, its failures, and the real thing on a real clip."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from posecrafter.errors import PoseError, VideoError
+from posecrafter.pose import BODY, FACE, PoseTrack, extract, extract_poses, setup_extractor
+from posecrafter.pose.extract import name_ranges, run_extractor
+from posecrafter.progress import silent
+from posecrafter.video import read_video, write_video
+
+# An estimator that finds a nose at (mean of the frame, 5), and nobody in frames whose mean is below 50.
+FAKE = """
+import json, os, sys
+header = json.loads(sys.stdin.buffer.readline())
+open(__file__ + ".pid", "w").write(str(os.getpid()))
+size = header["width"] * header["height"] * 3
+for index in range(header["frames"]):
+    data = sys.stdin.buffer.read(size)
+    mean = sum(data) / len(data)
+    {hook}
+    person = {{"pose_keypoints_2d": [mean, 5, 1] + [0] * 51}}
+    people = [person] if mean >= 50 else []
+    answer = {{"people": people, "canvas_width": header["width"], "canvas_height": header["height"]}}
+    print(json.dumps(answer | {{"keypoint_units": "pixel"}}), flush=True)
+"""
+
+
+def fake(folder: Path, hook: str = "pass") -> Path:
+    path = folder / "fake.py"
+    path.write_text(FAKE.format(hook=hook))
+    return path
+
+
+def grey(*levels: int) -> Any:
+    return np.stack([np.full((16, 32, 3), level, np.uint8) for level in levels])
+
+
+@pytest.fixture
+def faked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(extract, "extractor_python", lambda: Path(sys.executable))
+    monkeypatch.setattr(extract, "SCRIPT", fake(tmp_path))
+
+
+def clip(folder: Path, *levels: int) -> Path:
+    write_video(folder / "clip.mp4", grey(*levels), 25)
+    return folder / "clip.mp4"
+
+
+def test_every_frame_reaches_the_extractor_unchanged_and_in_order(tmp_path: Path) -> None:
+    answers = run_extractor(Path(sys.executable), fake(tmp_path), grey(60, 200, 90), silent)
+    noses = [answer["people"][0]["pose_keypoints_2d"][0] for answer in answers]
+    assert noses == [60, 200, 90]
+
+
+def test_progress_counts_frames_to_the_last(tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    progress = lambda stage, done, total, detail="": seen.append((done, total))  # noqa: E731
+    run_extractor(Path(sys.executable), fake(tmp_path), grey(60, 60, 60), progress)
+    assert seen == [(0, 3), (1, 3), (2, 3), (3, 3)]
+
+
+@pytest.mark.parametrize(
+    "hook",
+    [
+        "if index == 1: sys.exit('out of luck')",
+        "if index == 1: print('out of luck', flush=True, file=sys.stderr), print('{')",
+    ],
+)
+def test_an_extractor_that_stops_or_babbles_is_reported_with_its_last_words(tmp_path: Path, hook: str) -> None:
+    with pytest.raises(PoseError, match=r"frame 1 of 3 .*out of luck") as caught:
+        run_extractor(Path(sys.executable), fake(tmp_path, hook), grey(60, 60, 60), silent)
+    assert caught.value.code == "extractor-failed"
+
+
+def test_an_interrupt_ends_the_subprocess(tmp_path: Path) -> None:
+    def interrupt(stage: str, done: int, total: int, detail: str = "") -> None:
+        if done == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_extractor(
+            Path(sys.executable), fake(tmp_path, "import time; time.sleep(0.05)"), grey(*[60] * 100), interrupt
+        )
+    pid = int((tmp_path / "fake.py.pid").read_text())
+    time.sleep(0.05)
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+@pytest.mark.usefixtures("faked")
+def test_a_range_of_frames_is_extracted_with_both_ends(tmp_path: Path) -> None:
+    track = extract_poses(clip(tmp_path, 60, 80, 100, 120, 140), first=1, last=3)
+    assert np.allclose(track.xy[:, 0, 0], [80, 100, 120], atol=2)
+    assert (track.width, track.height) == (32, 16)
+
+
+@pytest.mark.usefixtures("faked")
+def test_frames_without_a_person_are_named_by_their_number_in_the_video(tmp_path: Path) -> None:
+    video = clip(tmp_path, 200, 200, 0, 0, 200, 0)
+    with pytest.raises(PoseError, match=r"frames 2-3, 5 \(3 of 5\).*--allow-missing") as caught:
+        extract_poses(video, first=1)
+    assert caught.value.code == "no-person"
+
+
+@pytest.mark.usefixtures("faked")
+def test_allowed_frames_without_a_person_become_empty_frames(tmp_path: Path) -> None:
+    track = extract_poses(clip(tmp_path, 200, 0, 200), allow_missing=True)
+    assert track.persons.tolist() == [True, False, True]
+
+
+@pytest.mark.usefixtures("faked")
+def test_a_video_without_anybody_is_refused_even_if_gaps_are_allowed(tmp_path: Path) -> None:
+    with pytest.raises(PoseError, match="frames 0-2") as caught:
+        extract_poses(clip(tmp_path, 0, 0, 0), allow_missing=True)
+    assert caught.value.code == "no-person"
+
+
+@pytest.mark.usefixtures("faked")
+def test_a_bad_video_is_refused_before_the_extractor_starts(tmp_path: Path) -> None:
+    with pytest.raises(VideoError) as caught:
+        extract_poses(tmp_path / "none.mp4")
+    assert caught.value.code == "video-missing"
+    assert not (tmp_path / "fake.py.pid").exists()
+
+
+def test_ranges_of_frames_read_as_people_write_them() -> None:
+    assert name_ranges([0, 1, 2, 7, 9, 10]) == "0-2, 7, 9-10"
+    assert name_ranges([4]) == "4"
+
+
+# --- the real estimator, ten frames of a real clip
+
+
+@pytest.fixture(scope="module")
+def carphone() -> tuple[Path, PoseTrack]:
+    source = pytest.importorskip("posecrafter.bench.carphone", reason="the real clip is read by posecrafter.bench")
+    setup_extractor()
+    path = source.carphone_video()
+    return path, extract_poses(path, first=55, last=64)
+
+
+def test_a_real_face_has_its_features_in_their_places(carphone: tuple[Path, PoseTrack]) -> None:
+    _, track = carphone
+    face = track.xy[:, FACE]
+    assert track.visible[:, FACE].all()
+    right_eye, left_eye = face[:, 36:42].mean(axis=1), face[:, 42:48].mean(axis=1)
+    mouth, nose, chin = face[:, 48:60].mean(axis=1), face[:, 30], face[:, 8]
+    right_brow, left_brow = face[:, 17:22].mean(axis=1), face[:, 22:27].mean(axis=1)
+    assert (right_eye[:, 0] < nose[:, 0]).all()
+    assert (nose[:, 0] < left_eye[:, 0]).all()
+    for upper, lower in [
+        (right_brow, right_eye),
+        (left_brow, left_eye),
+        (right_eye, nose),
+        (nose, mouth),
+        (mouth, chin),
+    ]:
+        assert (upper[:, 1] < lower[:, 1]).all()
+    along_the_eyes = np.einsum("fkd,fd->fk", face[:, 1:16], left_eye - right_eye)
+    assert (np.diff(along_the_eyes, axis=1) > 0).all()
+
+
+def test_real_eyelids_and_lips_close_the_right_way_round(carphone: tuple[Path, PoseTrack]) -> None:
+    face = carphone[1].xy[:, FACE]
+    for upper, lower in [
+        ((37, 38), (41, 40)),
+        ((43, 44), (47, 46)),
+        ((61, 62, 63), (67, 66, 65)),
+        ((50, 52), (58, 56)),
+    ]:
+        assert (face[:, list(upper), 1] < face[:, list(lower), 1]).all()
+    for corners in [(36, 39), (42, 45), (48, 54), (60, 64), (31, 35)]:
+        assert (face[:, corners[0], 0] < face[:, corners[1], 0]).all()
+    for pupil, outer, inner in [(68, 36, 39), (69, 42, 45)]:
+        assert (face[:, outer, 0] < face[:, pupil, 0]).all()
+        assert (face[:, pupil, 0] < face[:, inner, 0]).all()
+
+
+def test_a_real_man_has_his_right_shoulder_left_in_the_picture_and_no_legs(carphone: tuple[Path, PoseTrack]) -> None:
+    _, track = carphone
+    body, visible = track.xy[:, BODY], track.visible[:, BODY]
+    assert visible[:, [0, 1, 2, 5, 14, 15]].all()
+    assert not visible[:, 8:14].any()
+    assert (body[:, 2, 0] < body[:, 1, 0]).all()
+    assert (body[:, 1, 0] < body[:, 5, 0]).all()
+    assert np.allclose(body[:, 1], (body[:, 2] + body[:, 5]) / 2, atol=1e-3)
+    assert (body[:, 0, 1] < body[:, 1, 1]).all()
+
+
+def test_a_real_body_and_face_agree_on_the_eyes_and_the_nose(carphone: tuple[Path, PoseTrack]) -> None:
+    _, track = carphone
+    face, body = track.xy[:, FACE], track.xy[:, BODY]
+    width = np.linalg.norm(face[:, 45] - face[:, 36], axis=1)
+    for point, landmarks in [(14, slice(36, 42)), (15, slice(42, 48)), (0, slice(30, 31))]:
+        distance = np.linalg.norm(body[:, point] - face[:, landmarks].mean(axis=1), axis=1)
+        assert (distance < 0.3 * width).all()
+
+
+def test_a_real_clip_with_a_black_frame_names_that_frame(carphone: tuple[Path, PoseTrack], tmp_path: Path) -> None:
+    frames = read_video(carphone[0], 55, 57).frames.copy()
+    frames[0] = 0
+    write_video(tmp_path / "dark.mp4", frames, 25)
+    with pytest.raises(PoseError, match="frame 0 "):
+        extract_poses(tmp_path / "dark.mp4")

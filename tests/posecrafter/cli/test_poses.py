@@ -1,0 +1,110 @@
+"""Claims about `posecrafter poses`: what its commands write, print and refuse."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from typer.testing import CliRunner, Result
+
+import posecrafter.pose
+from posecrafter.cli.poses import app, parse_size
+from posecrafter.errors import PoseCrafterError
+from posecrafter.pose import PoseTrack, draw_poses, write_poses
+from posecrafter.video import read_video, write_video
+
+
+def run(*arguments: Any) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def refusal(*arguments: Any) -> str:
+    result = run(*arguments)
+    assert isinstance(result.exception, PoseCrafterError)
+    return result.exception.code
+
+
+@pytest.fixture
+def track() -> PoseTrack:
+    rng = np.random.default_rng(0)
+    return PoseTrack(rng.uniform(0, 64, (3, 130, 2)), np.ones((3, 130)), 96, 64)
+
+
+@pytest.fixture
+def poses(tmp_path: Path, track: PoseTrack) -> Path:
+    write_poses(tmp_path / "poses.json", track)
+    return tmp_path / "poses.json"
+
+
+def test_draw_writes_a_sheet_whose_first_tile_is_the_first_control_image(
+    tmp_path: Path, poses: Path, track: PoseTrack
+) -> None:
+    result = run("draw", poses, "--out", tmp_path / "sheet.png", "--json")
+    assert json.loads(result.stdout) == {
+        "drawing": str(tmp_path / "sheet.png"),
+        "frames": 3,
+        "width": 96,
+        "height": 64,
+    }
+    sheet = cv2.imread(str(tmp_path / "sheet.png"))[..., ::-1]
+    assert np.array_equal(sheet[:, :96], draw_poses(track)[0])
+
+
+def test_draw_writes_a_video_of_the_asked_size_and_rate(tmp_path: Path, poses: Path) -> None:
+    run("draw", poses, "--out", tmp_path / "out.mp4", "--size", "48x32", "--fps", 12)
+    video = read_video(tmp_path / "out.mp4")
+    assert video.frames.shape == (3, 32, 48, 3)
+    assert video.fps == 12
+
+
+def test_draw_over_a_video_starts_at_its_frame_first(tmp_path: Path, poses: Path, track: PoseTrack) -> None:
+    grey = np.stack([np.full((64, 96, 3), level, np.uint8) for level in (0, 0, 50, 100, 150)])
+    write_video(tmp_path / "clip.mp4", grey, 30)
+    run("draw", poses, "--out", tmp_path / "sheet.png", "--over", tmp_path / "clip.mp4", "--first", 2)
+    sheet = cv2.imread(str(tmp_path / "sheet.png"))
+    empty = ~draw_poses(track).any(axis=3)
+    tiles = [sheet[:, left : left + 96] for left in (0, 96, 192)]
+    levels = [float(np.median(tile[mask])) for tile, mask in zip(tiles, empty, strict=True)]
+    assert np.allclose(levels, [50, 100, 150], atol=3)
+
+
+def test_draw_refuses_what_it_cannot_write_or_read(tmp_path: Path, poses: Path) -> None:
+    assert refusal("draw", poses, "--out", tmp_path / "out.gif") == "out-suffix"
+    assert refusal("draw", poses, "--out", tmp_path / "out.png", "--size", "64") == "size-syntax"
+    assert refusal("draw", poses, "--out", tmp_path / "out.png", "--style", "v3") == "pose-style"
+    assert refusal("draw", tmp_path / "none.json", "--out", tmp_path / "out.png") == "poses-missing"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["poses.json"]
+
+
+def test_extract_writes_the_poses_and_reports_them(
+    tmp_path: Path, track: PoseTrack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    def extract_poses(video: Path, progress: Any, *options: Any) -> PoseTrack:
+        asked.extend([video, *options])
+        return PoseTrack.concatenate([track, PoseTrack.empty(1, 96, 64)])
+
+    monkeypatch.setattr(posecrafter.pose, "extract_poses", extract_poses)
+    out = tmp_path / "out.json"
+    result = run("extract", "clip.mp4", "--out", out, "--first", 2, "--last", 5, "--allow-missing", "--json")
+    assert asked == [Path("clip.mp4"), 2, 5, True]
+    assert json.loads(result.stdout) == {
+        "poses": str(out),
+        "frames": 4,
+        "width": 96,
+        "height": 64,
+        "empty_frames": 1,
+    }
+    assert np.array_equal(posecrafter.pose.read_poses(out).xy[:3], track.xy)
+
+
+def test_a_size_is_width_x_height() -> None:
+    assert parse_size("--size", "512X320") == (512, 320)
+    for text in ("512", "x", "0x5", "-5x5", "5x5x5", "1.5x2"):
+        with pytest.raises(PoseCrafterError, match="--size"):
+            parse_size("--size", text)
