@@ -30,5 +30,6 @@ def write_sheet(path: Path, rows: Mapping[str, NDArray[np.uint8]], columns: int 
         strips += [np.concatenate(cells, axis=1), np.full((_GAP, cells[0].shape[1], 3), 255, np.uint8)[:, :1]]
     wide = max(strip.shape[1] for strip in strips)
     strips = [s if s.shape[1] == wide else np.full((s.shape[0], wide, 3), 255, np.uint8) for s in strips]
+    _, png = cv2.imencode(".png", cv2.cvtColor(np.concatenate(strips), cv2.COLOR_RGB2BGR))
     with atomic_write(path) as temporary:
-        cv2.imwrite(str(temporary), cv2.cvtColor(np.concatenate(strips), cv2.COLOR_RGB2BGR))
+        temporary.write_bytes(png.tobytes())

@@ -21,14 +21,20 @@ def disk_errors(target: Path) -> Iterator[None]:
     """Turn "no space left" and "not permitted" while writing `target` into errors that say what to do."""
     try:
         yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    except PoseCrafterError:
+        raise
+    except Exception as error:
+        # Not every library raises OSError for a full disk; safetensors has a class of its own.
+        number = error.errno if isinstance(error, OSError) else None
+        if number in (errno.ENOSPC, errno.EDQUOT) or os.strerror(errno.ENOSPC) in str(error):
             free = shutil.disk_usage(_existing_parent(target)).free // 2**20
             raise PoseCrafterError(
                 "disk-full", f"no space left while writing {target} ({free} MiB free); free some space or choose --out"
             ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise PoseCrafterError("not-writable", f"cannot write {target}: {error.strerror}; choose --out") from error
+        if number in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise PoseCrafterError(
+                "not-writable", f"cannot write {target}: {os.strerror(number)}; choose another --out"
+            ) from error
         raise
 
 

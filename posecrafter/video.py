@@ -62,7 +62,7 @@ def _decode(path: Path) -> tuple[list[NDArray[np.uint8]], float, int | None]:
             expected = stream.frames or None
             fps = float(stream.average_rate or 25)
             for frame in container.decode(stream):
-                image = frame.to_ndarray(format="rgb24")
+                image = np.asarray(frame.to_ndarray(format="rgb24"), dtype=np.uint8)
                 if frames and image.shape != frames[0].shape:
                     (h0, w0), (h, w) = frames[0].shape[:2], image.shape[:2]
                     raise VideoError(

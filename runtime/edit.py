@@ -55,8 +55,8 @@ def fit_similarity(source: Array, target: Array) -> Array:
 
 
 def fit_motion(
-    reference: Array,
-    target: Array,
+    reference: NDArray[np.floating],
+    target: NDArray[np.floating],
     seen: NDArray[np.bool_],
     target_seen: NDArray[np.bool_],
     cells: tuple[int, int],
@@ -81,7 +81,7 @@ def fit_motion(
         area = float(np.linalg.det(matrix[:, :2]))
         if not AREA[0] <= area <= AREA[1]:
             return f"the region changes its area {area:.2f}-fold, beyond {AREA[0]:g}..{AREA[1]:g}"
-    box = _box(target[target_seen], cells, factor)
+    box = _box(target[target_seen].astype(np.float64), cells, factor)
     if box is None:
         return "the region lies outside the frame"
     return Motion(matrix, box, fit)

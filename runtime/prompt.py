@@ -24,4 +24,5 @@ def embed(network: Network, bundle: Bundle, prompt: str | None, stored: Floats) 
         raise RequestError("prompt-text", "a changed prompt needs an exported bundle; run: posecrafter export")
     tokenizer = Tokenizer.from_file(str(bundle.folder / "graphs" / "tokenizer.json"))
     ids = tokenizer.encode(prompt).ids  # padded and cut to T by the tokenizer file itself
-    return network.encode_text(np.array([ids], dtype=np.int64))[0]
+    embedding: Floats = network.encode_text(np.array([ids], dtype=np.int64))[0]
+    return embedding

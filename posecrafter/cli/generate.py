@@ -138,7 +138,8 @@ def _write_frames(out: Path, frames: Any, fps: float) -> None:
 
     with atomic_folder(out) as folder:
         for index, frame in enumerate(frames):
-            cv2.imwrite(str(folder / f"{index:05d}.png"), cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
+            _, png = cv2.imencode(".png", cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
+            (folder / f"{index:05d}.png").write_bytes(png.tobytes())
 
 
 def _report(values: dict[str, Any], as_json: bool) -> None:
