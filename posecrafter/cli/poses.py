@@ -64,7 +64,7 @@ def draw(
     size: Annotated[str | None, typer.Option(help="Size to draw at, as WIDTHxHEIGHT; default the canvas.")] = None,
     over: Annotated[Path | None, typer.Option(help="Video to draw over: the one the poses come from.")] = None,
     first: Annotated[int, typer.Option(help="With --over: its frame that belongs to the first pose.")] = 0,
-    style: Annotated[str, typer.Option(help="v1.1 (body, hands, face) or v1.0 (body).")] = "v1.1",
+    style: Annotated[str, typer.Option(help="v1.1 (body, hands, face), v1.0 (body) or v1.1-small (thin).")] = "v1.1",
     canvas: Annotated[str | None, typer.Option(help="Canvas of a pose file that names none, as WIDTHxHEIGHT.")] = None,
     fps: Annotated[float | None, typer.Option(min=1, help="Frames a second; default 25, or those of --over.")] = None,
     as_json: AsJson = False,

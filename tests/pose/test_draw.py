@@ -198,8 +198,16 @@ def test_another_size_draws_the_poses_fitted_as_frames_are() -> None:
     assert not image[~inside].any()
 
 
+def test_the_small_style_is_v11_with_strokes_of_three_pixels_and_face_points_of_one() -> None:
+    image = draw({2: (20, 30), 3: (80, 30), 60: (50, 10)}, "v1.1-small")
+    dimmed = [int(part * 0.6) for part in colour(2)]
+    assert image[28:33, 50].tolist() == [BLACK, dimmed, dimmed, dimmed, BLACK]
+    assert (image[disc(image, 20, 30, 1)] == colour(2)).all()
+    assert image[9:12, 50].tolist() == [BLACK, WHITE, BLACK]
+
+
 def test_an_unknown_style_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(PoseError, match=r"'v2'.*v1\.1, v1\.0") as caught:
+    with pytest.raises(PoseError, match=r"'v2'.*v1\.1, v1\.0, v1\.1-small") as caught:
         draw({}, "v2")
     assert caught.value.code == "pose-style"
 
