@@ -45,6 +45,8 @@ def extract(
     from posecrafter.cli.bars import bars
     from posecrafter.pose import extract_poses, write_poses
 
+    if out.suffix != ".json" or out.is_dir():
+        raise RequestError("out-suffix", f"cannot write poses to {out}; --out must be a file that ends in .json")
     with bars() as progress:
         track = extract_poses(video, progress, first, last, allow_missing)
     write_poses(out, track)

@@ -79,6 +79,7 @@ def test_a_limb_is_9_pixels_thick_spans_its_points_and_has_six_tenths_of_its_col
     assert not image[30, 85:].any()
 
 
+@settings(deadline=None)
 @given(st.floats(10, 86), st.floats(10, 54), st.floats(10, 86), st.floats(10, 54))
 def test_a_limb_fills_the_ellipse_between_its_points_and_nothing_else(
     x1: float, y1: float, x2: float, y2: float
@@ -172,7 +173,7 @@ def test_a_drawing_at_an_edge_is_the_cut_of_a_larger_drawing(part: slice) -> Non
         assert not (expected & ~grown(cut)).any()
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(st.lists(st.floats(allow_nan=True, allow_infinity=True, width=32), min_size=4, max_size=4))
 def test_no_coordinate_crashes_and_absurd_ones_leave_no_mark(numbers: list[float]) -> None:
     for first in (1, 18, 60):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from posecrafter.errors import RequestError
@@ -23,6 +23,7 @@ def test_a_tall_source_loses_its_top_and_bottom_equally() -> None:
     assert (framing.left, framing.top, framing.crop_width, framing.crop_height) == (0, 57, 90, 45)
 
 
+@settings(deadline=None)
 @given(sides, sides, sides, sides)
 def test_the_crop_lies_inside_touches_two_sides_and_has_the_target_aspect(
     source_width: int, source_height: int, width: int, height: int

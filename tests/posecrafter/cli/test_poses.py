@@ -103,6 +103,12 @@ def test_extract_writes_the_poses_and_reports_them(
     assert np.array_equal(posecrafter.pose.read_poses(out).xy[:3], track.xy)
 
 
+@pytest.mark.parametrize("name", ["out.txt", "folder.json"])
+def test_extract_refuses_an_output_that_is_no_json_file_before_it_reads_the_video(tmp_path: Path, name: str) -> None:
+    (tmp_path / "folder.json").mkdir()
+    assert refusal("extract", tmp_path / "none.mp4", "--out", tmp_path / name) == "out-suffix"
+
+
 def test_a_size_is_width_x_height() -> None:
     assert parse_size("--size", "512X320") == (512, 320)
     for text in ("512", "x", "0x5", "-5x5", "5x5x5", "1.5x2"):
