@@ -75,6 +75,7 @@ class Base:
     """A loaded base. Networks are in evaluation mode on `device`, in `dtype`; nothing requires gradients."""
 
     source: str
+    controlnet: str | None
     sha256: str
     denoiser: VideoDenoiser
     vae: AutoencoderKL
@@ -146,6 +147,7 @@ def load_base(
         module.requires_grad_(False).eval().to(device=device)
     return Base(
         source=str(source),
+        controlnet=None if controlnet is None else str(controlnet),
         sha256=_fingerprint(folders),
         denoiser=VideoDenoiser(unet, control),
         vae=vae,

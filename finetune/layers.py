@@ -46,12 +46,37 @@ class PooledGroupNorm(nn.GroupNorm):
 
     def forward(self, x: Tensor, fold: Fold) -> Tensor:  # type: ignore[override]
         """x: [B*F, C, h, w] -> same shape and dtype."""
-        channels, height, width = x.shape[1:]
-        size = channels // self.num_groups * height * width
-        groups = x.reshape(fold.outer, fold.frames, self.num_groups, size).float()
-        variance, mean = torch.var_mean(groups, dim=(1, 3), correction=0, keepdim=True)
-        normed = ((groups - mean) * torch.rsqrt(variance + self.eps)).reshape(x.shape).to(x.dtype)
-        return normed * self.weight[:, None, None] + self.bias[:, None, None]
+        channels, high, wide = x.shape[1:]
+        share = channels // self.num_groups
+        groups = x.reshape(fold.outer, fold.frames, self.num_groups, share * high * wide).float()
+        # Means of rows, then of the few row means: 4 to 7 times as fast here as one mean over both axes.
+        centred = groups - groups.mean(3, keepdim=True).mean(1, keepdim=True)
+        variance = (centred * centred).mean(3, keepdim=True).mean(1, keepdim=True)
+        scale = torch.rsqrt(variance + self.eps) * self.weight.float().reshape(self.num_groups, share)
+        rows = centred.reshape(fold.outer, fold.frames, channels, high * wide)
+        normed = rows * scale.reshape(fold.outer, 1, channels, 1) + self.bias.float()[:, None]
+        return normed.reshape(x.shape).to(x.dtype)
+
+
+class Attend(nn.Module):
+    """softmax(q k^T / sqrt(d)) v by heads. Without parameters: a place where export can put one fused node."""
+
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """q: [b, n, C]; k, v: [b, m, C] -> [b, n, C]."""
+        q, k, v = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (q, k, v))
+        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v. q: [N, heads, n, d], k and v: [N, heads, m, d] -> [N, heads, n, d]."""
+    if q.dtype == torch.bfloat16 and q.device.type == "cpu" and torch.is_grad_enabled():
+        # The CPU's bf16 backward is 2 to 4 times slower than its fp32 one, casts included.
+        return F.scaled_dot_product_attention(q.float(), k.float(), v.float()).to(q.dtype)
+    return F.scaled_dot_product_attention(q, k, v)
 
 
 class Attention(nn.Module):
@@ -59,45 +84,34 @@ class Attention(nn.Module):
 
     def __init__(self, width: int, heads: int, context_width: int | None = None) -> None:
         super().__init__()
-        self.heads = heads
         self.to_q = nn.Linear(width, width, bias=False)
         self.to_k = nn.Linear(context_width or width, width, bias=False)
         self.to_v = nn.Linear(context_width or width, width, bias=False)
         self.to_out = nn.ModuleList([nn.Linear(width, width)])
+        self.attend = Attend(heads)
 
-    def _heads(self, x: Tensor, batch: int, tokens: int) -> Tensor:
-        return x.reshape(batch, tokens, self.heads, x.shape[-1] // self.heads).transpose(1, 2)
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        """Every token of x sees every token of its context. x: [b, n, C], context: [b, m, D] -> [b, n, C]."""
+        return self.to_out[0](self.attend(self.to_q(x), self.to_k(context), self.to_v(context)))
 
     def key_frame(self, x: Tensor, fold: Fold) -> Tensor:
         """Queries of every frame, keys and values of frame 0 alone. x: [B*F, n, C] -> [B*F, n, C]."""
         tokens, width = x.shape[1:]
-        key = x.reshape(fold.outer, fold.frames, tokens, width)[:, 0]
-        q = self._heads(self.to_q(x), fold.outer, fold.frames * tokens)
-        k, v = (self._heads(project(key), fold.outer, tokens) for project in (self.to_k, self.to_v))
-        out = F.scaled_dot_product_attention(q, k, v)
-        return self.to_out[0](out.transpose(1, 2).reshape(x.shape))
+        clip = x.reshape(fold.outer, fold.frames * tokens, width)
+        return self(clip, clip[:, :tokens]).reshape(x.shape)
 
     def text(self, x: Tensor, text: Tensor, fold: Fold) -> Tensor:
         """Queries of all frames of a prompt, keys and values of its tokens. x: [B*F, n, C], text: [B, T, D]."""
-        tokens = x.shape[1]
-        q = self._heads(self.to_q(x), fold.prompts, fold.frames * tokens)
-        k, v = (self._heads(project(text), fold.prompts, text.shape[1]) for project in (self.to_k, self.to_v))
-        out = F.scaled_dot_product_attention(q, k, v)
-        return self.to_out[0](out.transpose(1, 2).reshape(x.shape))
+        tokens, width = x.shape[1:]
+        return self(x.reshape(fold.prompts, fold.frames * tokens, width), text).reshape(x.shape)
 
     def temporal(self, x: Tensor, fold: Fold) -> Tensor:
         """At each position, every frame sees every frame, without positions in time. x: [B*F, n, C]."""
         tokens, width = x.shape[1:]
-        dim = width // self.heads
-
-        def by_position(y: Tensor) -> Tensor:
-            split = y.reshape(fold.outer, fold.frames, tokens, self.heads, dim).permute(0, 2, 3, 1, 4)
-            return split.reshape(fold.outer * tokens, self.heads, fold.frames, dim)
-
-        q, k, v = (by_position(project(x)) for project in (self.to_q, self.to_k, self.to_v))
-        out = F.scaled_dot_product_attention(q, k, v)
-        out = out.reshape(fold.outer, tokens, self.heads, fold.frames, dim).permute(0, 3, 1, 2, 4)
-        return self.to_out[0](out.reshape(x.shape))
+        places = x.reshape(fold.outer, fold.frames, tokens, width).transpose(1, 2)
+        places = places.reshape(fold.outer * tokens, fold.frames, width)
+        out = self(places, places).reshape(fold.outer, tokens, fold.frames, width)
+        return out.transpose(1, 2).reshape(x.shape)
 
 
 class GatedGelu(nn.Module):

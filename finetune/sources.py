@@ -5,6 +5,7 @@ Only safetensors weights are read; a pickle can run code and is refused.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 from collections.abc import Mapping
@@ -21,6 +22,9 @@ WEIGHT_STEMS = {
     "text_encoder": "model",
 }
 """The components that have weights, and how diffusers names their files."""
+
+POCKET = "pocket"
+"""The source that means the tiny base which the package carries."""
 
 _PLAIN = {"tokenizer": "tokenizer_config.json", "scheduler": "scheduler_config.json"}
 COMPONENTS = (*WEIGHT_STEMS, *_PLAIN)
@@ -109,15 +113,21 @@ def resolve(source: str, components: Mapping[str, str]) -> Path:
     components: name -> its folder inside the source ("" is the root, as repositories of one model have it).
     Raises: BaseModelError "base-missing", "base-offline".
     """
-    folder = Path(source)
+    folder = _pocket() if source == POCKET else Path(source)
     if folder.is_dir():
         return folder
-    if folder.exists() or not _HUB_ID.fullmatch(source):
+    if source == POCKET or folder.exists() or not _HUB_ID.fullmatch(source):
         raise BaseModelError(
             "base-missing",
             f"there is no base folder {source}; pass a folder in diffusers' layout, or a hub id org/name",
         )
     return _cached(source, components) or _download(source, tuple(components.values()))
+
+
+def _pocket() -> Path:
+    """Where the package keeps its tiny base. Looked up, not imported: the folder holds data for this."""
+    spec = importlib.util.find_spec("posecrafter.pocket")
+    return Path(spec.origin if spec and spec.origin else "pocket").parent / "weights"
 
 
 def _cached(source: str, components: Mapping[str, str]) -> Path | None:

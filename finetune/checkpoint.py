@@ -1,0 +1,87 @@
+"""Training state on disk, such that a run killed at any moment resumes on the very path it was on.
+
+`checkpoint/step-000100/` holds weights.safetensors (trained weights, fp32), moments.safetensors (AdamW's two moments)
+and state.json. A new one is complete before the one before it is removed.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from posecrafter.errors import TrainingError
+from posecrafter.files import atomic_folder, read_json, write_json
+
+_NAME = re.compile(r"step-(\d{6,})")
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """weights: trained tensors by name. moments: "exp_avg/<name>", "exp_avg_sq/<name>". state: JSON, `step` in it."""
+
+    step: int
+    weights: Mapping[str, Tensor]
+    moments: Mapping[str, Tensor]
+    state: Mapping[str, Any]
+
+
+def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
+    """Write `folder`/step-N, then remove older ones. Raises: PoseCrafterError "disk-full"."""
+    target = folder / f"step-{checkpoint.step:06d}"
+    with atomic_folder(target) as temporary:
+        save_file(_plain(checkpoint.weights), temporary / "weights.safetensors")
+        save_file(_plain(checkpoint.moments), temporary / "moments.safetensors")
+        write_json(temporary / "state.json", {**checkpoint.state, "step": checkpoint.step})
+    for other in folder.iterdir():
+        if other != target:
+            shutil.rmtree(other, ignore_errors=True)
+
+
+def load_checkpoint(folder: Path) -> Checkpoint | None:
+    """The newest checkpoint in `folder`, or None. Raises: TrainingError "checkpoint-unreadable"."""
+    steps = {int(match[1]): entry for entry in _entries(folder) if (match := _NAME.fullmatch(entry.name))}
+    if not steps:
+        return None
+    path = steps[max(steps)]
+    try:
+        weights, moments = (load_file(path / f"{name}.safetensors") for name in ("weights", "moments"))
+        state = read_json(path / "state.json")
+        return Checkpoint(state["step"], weights, moments, state)
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise TrainingError(
+            "checkpoint-unreadable", f"{path} is damaged ({error}); start again with --overwrite"
+        ) from error
+
+
+def optimizer_moments(optimizer: torch.optim.AdamW, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """AdamW's moments by name; weights that have not met a gradient have none."""
+    states = {name: optimizer.state.get(weight, {}) for name, weight in weights.items()}
+    return {f"{kind}/{name}": state[kind] for name, state in states.items() for kind in _MOMENTS if kind in state}
+
+
+def restore_optimizer(
+    optimizer: torch.optim.AdamW, weights: Mapping[str, Tensor], moments: Mapping[str, Tensor], updates: int
+) -> None:
+    """Give AdamW back its moments after `updates` updates."""
+    for name, weight in weights.items():
+        if f"exp_avg/{name}" in moments:
+            state = {kind: moments[f"{kind}/{name}"].to(weight.device) for kind in _MOMENTS}
+            optimizer.state[weight] = {**state, "step": torch.tensor(float(updates), device=weight.device)}
+
+
+def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def _entries(folder: Path) -> list[Path]:
+    return list(folder.iterdir()) if folder.is_dir() else []

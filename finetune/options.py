@@ -1,0 +1,97 @@
+"""What fine-tuning is asked to do: frozen, checked before anything heavy starts."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, Self
+
+from posecrafter.errors import TrainingError
+from posecrafter.finetune.base import Defaults, Scope
+
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+FACTOR = 8
+"""Pixels per latent cell of Stable Diffusion: both sides of a frame must be multiples of it."""
+
+_MAY_CHANGE = ("steps", "save_every", "max_seconds")
+"""Options a resumed run may set anew without leaving the path of the first."""
+
+
+@dataclass(frozen=True)
+class FinetuneOptions:
+    """Options of one run. [C] marks the method's published values; the rest are ours.
+
+    steps, learning_rate, weight_decay, grad_clip: AdamW at a constant rate [C]. window: frames of one pass, the key
+    frame among them [C: 8]. scope: "method" [C] or "all". lora_rank: low-rank updates instead of full matrices.
+    precision: of the network's arithmetic; weights in training, loss and optimizer stay fp32. save_every: steps between
+    checkpoints. max_seconds: end well after this time, whatever the step. adapt_decoder: steps of tuning the
+    autoencoder's decoder afterwards.
+    """
+
+    steps: int = 500
+    learning_rate: float = 3e-5
+    weight_decay: float = 1e-2
+    grad_clip: float = 1.0
+    window: int = 8
+    seed: int = 0
+    scope: Scope = "method"
+    lora_rank: int | None = None
+    precision: Precision = "auto"
+    gradient_checkpointing: bool = False
+    save_every: int = 100
+    max_seconds: float | None = None
+    width: int = 512
+    height: int = 512
+    prompt: str = ""
+    adapt_decoder: int = 0
+
+    def __post_init__(self) -> None:
+        """Raises: TrainingError "size-not-divisible", "options-range", "options-conflict"."""
+        check_size(self.width, self.height)
+        lowest = {"steps": 1, "window": 2, "save_every": 1, "adapt_decoder": 0, "seed": 0}
+        for name, low in lowest.items():
+            if getattr(self, name) < low:
+                raise TrainingError("options-range", f"{name} is {getattr(self, name)}; it must be at least {low}")
+        for name in ("learning_rate", "grad_clip", "max_seconds"):
+            value = getattr(self, name)
+            if value is not None and not (value > 0 and math.isfinite(value)):
+                raise TrainingError("options-range", f"{name} is {value}; it must be above 0")
+        if self.weight_decay < 0 or not math.isfinite(self.weight_decay):
+            raise TrainingError("options-range", f"weight_decay is {self.weight_decay}; it must be at least 0")
+        if self.lora_rank is not None and self.lora_rank < 1:
+            raise TrainingError("options-range", f"lora_rank is {self.lora_rank}; it must be at least 1")
+        if self.lora_rank is not None and self.scope == "all":
+            raise TrainingError("options-conflict", "a LoRA covers the method's matrices; leave out --train all")
+
+    @classmethod
+    def for_base(cls, defaults: Defaults, **given: Any) -> Self:
+        """The base's defaults, with whatever is given and not None on top of them."""
+        given = {name: value for name, value in given.items() if value is not None}
+        options: dict[str, Any] = {
+            "steps": defaults.train_steps,
+            "learning_rate": defaults.learning_rate,
+            "window": defaults.window,
+            "scope": "method" if "lora_rank" in given else defaults.train,
+            "width": defaults.width,
+            "height": defaults.height,
+            "adapt_decoder": defaults.adapt_decoder,
+        }
+        return cls(**{**options, **given})
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def differences(self, earlier: dict[str, Any]) -> list[str]:
+        """Options in which a resumed run contradicts the earlier one, as "name now, before"."""
+        names = [field.name for field in fields(self) if field.name not in _MAY_CHANGE]
+        return [f"{n} is {getattr(self, n)!r}, was {earlier.get(n)!r}" for n in names if getattr(self, n) != earlier[n]]
+
+
+def check_size(width: int, height: int) -> None:
+    """Raises: TrainingError "size-not-divisible" naming the nearest size that is."""
+    if width % FACTOR or height % FACTOR or min(width, height) < FACTOR:
+        near = [max(FACTOR, round(side / FACTOR) * FACTOR) for side in (width, height)]
+        raise TrainingError(
+            "size-not-divisible",
+            f"size {width}x{height}: both sides must be multiples of {FACTOR}; {near[0]}x{near[1]} would be",
+        )
