@@ -26,6 +26,7 @@ from posecrafter.finetune.sources import (
     resolve,
     weight_files,
 )
+from posecrafter.pose import STYLES
 from posecrafter.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -183,8 +184,8 @@ def _read_defaults(path: Path) -> tuple[Defaults, str]:
         return Defaults(), "v1.1"
     config = read_config(path)
     style = config.get("pose_style", "v1.1")
-    if style not in ("v1.0", "v1.1"):
-        raise BaseModelError("base-defaults", f"{path}: pose_style is {style!r}, expected 'v1.0' or 'v1.1'")
+    if style not in STYLES:
+        raise BaseModelError("base-defaults", f"{path}: pose_style is {style!r}, expected one of {', '.join(STYLES)}")
     return Defaults.from_config(cast(Mapping[str, Any], config.get("defaults", {})), path), str(style)
 
 

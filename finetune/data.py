@@ -73,7 +73,7 @@ def prepare_clip(
     cancel: Cancel | None = None,
 ) -> Clip:
     """Encode frames, pose maps and prompt once, `_CHUNK` frames at a time. Raises: TrainingError "cancelled"."""
-    maps = draw_poses(poses, style="v1.0" if base.pose_style == "v1.0" else "v1.1")
+    maps = draw_poses(poses, style=base.pose_style)
     latents, features = [], []
     embed = base.denoiser.controlnet.controlnet_cond_embedding
     for chunk in _chunks(len(frames)):

@@ -41,42 +41,48 @@ class Fold:
         return replace(self, split=True)
 
 
+def pooled_norm(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, outer: int) -> Tensor:
+    """GroupNorm with statistics over (C/groups, F, h, w) jointly, in fp32. x: [outer*F, C, h, w] -> same shape, dtype.
+
+    Means of rows, then of the few row means: 4 to 7 times as fast on a CPU as one mean over both axes.
+    """
+    frames, channels, high, wide = x.shape[0] // outer, *x.shape[1:]
+    share = channels // groups
+    rows = x.reshape(outer, frames, groups, share * high * wide).float()
+    centred = rows - rows.mean(3, keepdim=True).mean(1, keepdim=True)
+    variance = (centred * centred).mean(3, keepdim=True).mean(1, keepdim=True)
+    scale = torch.rsqrt(variance + eps) * weight.float().reshape(groups, share)
+    normed = centred.reshape(outer, frames, channels, high * wide) * scale.reshape(outer, 1, channels, 1)
+    return (normed + bias.float()[:, None]).reshape(x.shape).to(x.dtype)
+
+
 class PooledGroupNorm(nn.GroupNorm):
-    """GroupNorm with its statistics over (C/groups, F, h, w) of one prompt's frames together, in fp32."""
+    """GroupNorm over one prompt's frames together."""
 
     def forward(self, x: Tensor, fold: Fold) -> Tensor:  # type: ignore[override]
         """x: [B*F, C, h, w] -> same shape and dtype."""
-        channels, high, wide = x.shape[1:]
-        share = channels // self.num_groups
-        groups = x.reshape(fold.outer, fold.frames, self.num_groups, share * high * wide).float()
-        # Means of rows, then of the few row means: 4 to 7 times as fast here as one mean over both axes.
-        centred = groups - groups.mean(3, keepdim=True).mean(1, keepdim=True)
-        variance = (centred * centred).mean(3, keepdim=True).mean(1, keepdim=True)
-        scale = torch.rsqrt(variance + self.eps) * self.weight.float().reshape(self.num_groups, share)
-        rows = centred.reshape(fold.outer, fold.frames, channels, high * wide)
-        normed = rows * scale.reshape(fold.outer, 1, channels, 1) + self.bias.float()[:, None]
-        return normed.reshape(x.shape).to(x.dtype)
+        return pooled_norm(x, self.weight, self.bias, self.num_groups, self.eps, fold.outer)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v by heads. q: [b, n, C]; k, v: [b, m, C] -> [b, n, C]."""
+    dtype = q.dtype
+    if dtype == torch.bfloat16 and q.device.type == "cpu" and torch.is_grad_enabled():
+        # A CPU's bf16 backward is 2 to 4 times slower than its fp32 one, casts included.
+        q, k, v = q.float(), k.float(), v.float()
+    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2).to(dtype)
 
 
 class Attend(nn.Module):
-    """softmax(q k^T / sqrt(d)) v by heads. Without parameters: a place where export can put one fused node."""
+    """`attend` as a module, so that export can put one node in its place."""
 
     def __init__(self, heads: int) -> None:
         super().__init__()
         self.heads = heads
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """q: [b, n, C]; k, v: [b, m, C] -> [b, n, C]."""
-        q, k, v = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (q, k, v))
-        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-
-
-def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v. q: [N, heads, n, d], k and v: [N, heads, m, d] -> [N, heads, n, d]."""
-    if q.dtype == torch.bfloat16 and q.device.type == "cpu" and torch.is_grad_enabled():
-        # The CPU's bf16 backward is 2 to 4 times slower than its fp32 one, casts included.
-        return F.scaled_dot_product_attention(q.float(), k.float(), v.float()).to(q.dtype)
-    return F.scaled_dot_product_attention(q, k, v)
+        return attend(q, k, v, self.heads)
 
 
 class Attention(nn.Module):
