@@ -75,7 +75,7 @@ def restore_optimizer(
     """Give AdamW back its moments after `updates` updates."""
     for name, weight in weights.items():
         if f"exp_avg/{name}" in moments:
-            state = {kind: moments[f"{kind}/{name}"].to(weight.device) for kind in _MOMENTS}
+            state = {kind: moments[f"{kind}/{name}"].to(weight.device, copy=True) for kind in _MOMENTS}
             optimizer.state[weight] = {**state, "step": torch.tensor(float(updates), device=weight.device)}
 
 

@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import pytest
+
+from posecrafter.errors import TrainingError
+from posecrafter.finetune.base import Defaults
+from posecrafter.finetune.options import FinetuneOptions
+
+
+@pytest.mark.parametrize(("size", "near"), [((500, 512), "496x512"), ((129, 127), "128x128"), ((3, 8), "8x8")])
+def test_a_size_not_divisible_by_8_is_refused_with_one_that_is(size, near) -> None:
+    with pytest.raises(TrainingError, match=near) as caught:
+        FinetuneOptions(width=size[0], height=size[1])
+    assert caught.value.code == "size-not-divisible"
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("steps", 0),
+        ("window", 1),
+        ("save_every", 0),
+        ("learning_rate", 0.0),
+        ("learning_rate", float("nan")),
+        ("grad_clip", -1.0),
+        ("weight_decay", -0.1),
+        ("lora_rank", 0),
+        ("max_seconds", 0.0),
+        ("seed", -1),
+        ("adapt_decoder", -1),
+    ],
+)
+def test_an_option_out_of_range_is_refused_by_name(option, value) -> None:
+    with pytest.raises(TrainingError, match=option) as caught:
+        FinetuneOptions(**{option: value})
+    assert caught.value.code == "options-range"
+
+
+def test_a_lora_of_all_weights_is_refused() -> None:
+    with pytest.raises(TrainingError) as caught:
+        FinetuneOptions(lora_rank=4, scope="all")
+    assert caught.value.code == "options-conflict"
+
+
+def test_the_bases_defaults_hold_where_nothing_is_given() -> None:
+    defaults = Defaults(width=128, height=64, learning_rate=1e-3, train_steps=7, train="all", window=5, adapt_decoder=9)
+    options = FinetuneOptions.for_base(defaults, steps=None, learning_rate=2e-3, scope=None)
+    assert options == FinetuneOptions(
+        width=128, height=64, learning_rate=2e-3, steps=7, scope="all", window=5, adapt_decoder=9
+    )
+
+
+def test_a_lora_turns_a_bases_default_of_all_weights_into_the_methods() -> None:
+    assert FinetuneOptions.for_base(Defaults(train="all"), lora_rank=8).scope == "method"
+
+
+def test_a_resumed_run_may_only_change_how_long_it_runs() -> None:
+    first = FinetuneOptions()
+    longer = FinetuneOptions(steps=900, save_every=7, max_seconds=60.0)
+    assert longer.differences(first.as_dict()) == []
+    assert FinetuneOptions(seed=4).differences(first.as_dict()) == ["seed is 4, was 0"]
