@@ -38,3 +38,7 @@ class BaseModelError(PoseCrafterError):
 
 class TrainingError(PoseCrafterError):
     """Fine-tuning cannot start, resume or go on."""
+
+
+class ExportError(PoseCrafterError):
+    """A run cannot be exported: unfinished, out of range, or different from PyTorch once exported."""
