@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 
-import click
 import typer
 
 from posecrafter.cli.demo import demo_command
@@ -34,14 +33,7 @@ app.command("demo")(demo_command)
 def main() -> None:
     """Run the command line. Exit status: 0 done, 2 refused (one line on stderr), 130 interrupted."""
     try:
-        status = app(standalone_mode=False)
+        app()
     except PoseCrafterError as error:
         print(f"error[{error.code}]: {error.message}", file=sys.stderr)
-        status = 2
-    except click.ClickException as error:
-        error.show()
-        status = error.exit_code
-    except (KeyboardInterrupt, click.Abort):
-        print("interrupted", file=sys.stderr)
-        status = 130
-    sys.exit(status if isinstance(status, int) else 0)
+        sys.exit(2)

@@ -1,0 +1,36 @@
+"""`posecrafter export`: a tuning run in; a bundle that runs without PyTorch out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def export_command(
+    run: Annotated[Path, typer.Argument(help="The run folder that finetune wrote.")],
+    out: Annotated[Path, typer.Option("--out", help="The bundle's folder.")],
+    base: Annotated[str | None, typer.Option("--base", help="The base, if it moved since the tuning.")] = None,
+    precision: Annotated[str, typer.Option("--precision", help="Of the network: fp32 or fp16.")] = "fp32",
+    max_frames: Annotated[int, typer.Option("--max-frames", help="Frames a pass, the reference included.")] = 129,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a bundle that is there.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the parity figures as JSON.")] = False,
+) -> None:
+    """Merge what was learned, write ONNX graphs, and prove that they compute what PyTorch does."""
+    from posecrafter.cli.bars import bars
+    from posecrafter.export.export import ExportOptions, export_bundle
+    from posecrafter.manifest import Manifest
+
+    options = ExportOptions(precision=precision, max_frames=max_frames)
+    with bars() as progress:
+        bundle = export_bundle(run, out, base=base, options=options, overwrite=overwrite, progress=progress)
+    manifest = Manifest.read(bundle)
+    if as_json:
+        typer.echo(json.dumps({"bundle": str(bundle), "parity": dict(manifest.parity)}))
+        return
+    size = sum(entry.bytes for entry in manifest.files.values()) / 2**20
+    typer.echo(f"{bundle}: {len(manifest.files)} files, {size:.1f} MiB, {manifest.precision}")
+    for name, figure in manifest.parity.items():
+        typer.echo(f"parity {name:<24} {figure}")
