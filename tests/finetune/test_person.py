@@ -63,6 +63,15 @@ def test_a_person_of_another_base_is_refused(base, name) -> None:
     assert caught.value.code == "person-mismatch"
 
 
+def test_equal_persons_are_equal_files(tmp_path) -> None:
+    person = Person({"unet.b": torch.ones(3), "unet.a": torch.zeros(2, 2)}, "lora", "abc", rank=2, alpha=2.0)
+    files = [tmp_path / f"{index}.safetensors" for index in range(8)]
+    for file in files:
+        save_person(file, person)
+    assert len({file.read_bytes() for file in files}) == 1
+    assert load_person(files[0]).rank == 2
+
+
 def test_weights_that_are_not_finite_are_not_saved(tmp_path) -> None:
     path = tmp_path / "p.safetensors"
     with pytest.raises(TrainingError) as caught:

@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from posecrafter.errors import PoseCrafterError, TrainingError
+from posecrafter.files import read_json
+from posecrafter.finetune import train as module
+from posecrafter.finetune.data import frame_clip, prepare_clip
+from posecrafter.finetune.options import FinetuneOptions
+from posecrafter.finetune.person import apply_person, load_person
+from posecrafter.finetune.run_folder import RunFolder
+from posecrafter.finetune.train import Trainer, finetune
+from posecrafter.pose import read_poses
+
+
+@pytest.fixture
+def run(base, clip, options, tmp_path) -> Callable[..., Path]:
+    """Fine-tune a fresh copy of the tiny base in a named folder."""
+
+    def start(name: str, options: FinetuneOptions = options, **more: Any) -> Path:
+        return finetune(*clip, copy.deepcopy(base), tmp_path / name, options, **more).out
+
+    return start
+
+
+def curve(out: Path) -> list[tuple[int, float]]:
+    return [(line["step"], line["loss"]) for line in RunFolder(out).read_log()]
+
+
+def same_person(a: Path, b: Path) -> bool:
+    first, second = (load_file(out / "person.safetensors") for out in (a, b))
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def stop_before(step: int) -> Callable[[], bool]:
+    """A cancel that turns true once `step - 1` steps are done."""
+    asked = iter(range(1000))
+    chunks = 2  # cancel is asked before each chunk of the 12 frames, too
+    return lambda: next(asked) >= chunks + step - 1
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_resumed_run_is_the_straight_run_to_the_bit(run, options, precision) -> None:
+    options = replace(options, precision=precision)
+    straight = run("straight", options)
+    with pytest.raises(TrainingError, match=r"step 4 of 6.*--resume") as caught:
+        run("stopped", options, cancel=stop_before(5))
+    assert caught.value.code == "cancelled"
+    stopped = run("stopped", options, resume=True)
+    assert len(curve(straight)) == 6
+    assert curve(stopped) == curve(straight)
+    assert same_person(stopped, straight)
+
+
+def test_a_run_killed_between_checkpoints_resumes_from_the_last_and_ends_the_same(run, monkeypatch, tmp_path) -> None:
+    straight = run("straight")
+    step = Trainer.step
+
+    def killed(trainer: Trainer) -> dict[str, float]:
+        if trainer.done == 4:
+            raise SystemExit("no time to save")
+        return step(trainer)
+
+    monkeypatch.setattr(Trainer, "step", killed)
+    with pytest.raises(SystemExit):
+        run("killed")
+    monkeypatch.setattr(Trainer, "step", step)
+    assert [number for number, _ in curve(tmp_path / "killed")] == [1, 2, 3, 4]
+    assert not (tmp_path / "killed" / "run.json").exists()
+    resumed = run("killed", resume=True)
+    assert curve(resumed) == curve(straight)
+    assert same_person(resumed, straight)
+
+
+def test_a_lora_run_resumes_to_the_bit(run, options) -> None:
+    options = replace(options, lora_rank=2)
+    straight = run("straight", options)
+    with pytest.raises(TrainingError):
+        run("stopped", options, cancel=stop_before(3))
+    assert same_person(run("stopped", options, resume=True), straight)
+    assert load_person(straight / "person.safetensors").kind == "lora"
+
+
+def test_the_loss_goes_down_on_a_tiny_clip(run, options) -> None:
+    out = run("all", replace(options, steps=40, scope="all", learning_rate=2e-3, save_every=1000))
+    losses = [loss for _, loss in curve(out)]
+    assert sum(losses[-10:]) < 0.8 * sum(losses[:10])
+
+
+def test_the_run_folder_holds_what_export_needs_and_nothing_else(run, base, clip, options) -> None:
+    out = run("run", replace(options, prompt="a disc"))
+    names = {entry.name for entry in out.iterdir()}
+    assert names == {"run.json", "person.safetensors", "poses.json", "latents.safetensors", "log.jsonl"}
+    record = read_json(out / "run.json")
+    assert record["format"] == "posecrafter-run-1"
+    assert record["base"] == {"source": base.source, "controlnet": None, "sha256": base.sha256}
+    assert (record["width"], record["height"], record["frames"], record["fps"]) == (64, 64, 12, 25.0)
+    assert (record["prompt"], record["pose_style"], record["steps"]) == ("a disc", "v1.1", 6)
+    frames, poses = frame_clip(*clip, 64, 64)
+    latents = load_file(out / "latents.safetensors")["latents"]
+    assert torch.equal(latents, prepare_clip(frames, poses, "", base).latents)
+    assert (read_poses(out / "poses.json").xy == poses.xy).all()
+    assert load_person(out / "person.safetensors").base_sha256 == base.sha256
+
+
+def test_the_saved_person_is_what_was_trained(run, base, clip, options, draw, tolerance) -> None:
+    trained = copy.deepcopy(base)
+    out = finetune(*clip, trained, run("first").parent / "second", options).out
+    apply_person(base.denoiser, load_person(out / "person.safetensors"))
+    with torch.no_grad():
+        expected = trained.denoiser(**draw(3))
+        assert (base.denoiser(**draw(3)) - expected).abs().max() < tolerance["half"] * expected.abs().max()
+
+
+def test_only_the_trained_weights_move(run, base, clip, options) -> None:
+    trained = copy.deepcopy(base)
+    finetune(*clip, trained, run("first").parent / "second", options)
+    before, after = base.denoiser.state_dict(), trained.denoiser.state_dict()
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved
+    assert all(".attn1.to_out.0." in name or "_temp." in name for name in moved)
+    assert any(name.startswith("controlnet.") for name in moved)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_with_step_and_cure(run, options, monkeypatch, tmp_path) -> None:
+    draw, count = module.draw_noise, iter(range(100))
+
+    def poisoned(*arguments: Any) -> Any:
+        timestep, noise = draw(*arguments)
+        return timestep, noise * (float("inf") if next(count) == 2 else 1)
+
+    monkeypatch.setattr(module, "draw_noise", poisoned)
+    with pytest.raises(TrainingError, match=r"step 3.*0\.001") as caught:
+        run("run")
+    assert caught.value.code == "loss-not-finite"
+    assert not (tmp_path / "run" / "person.safetensors").exists()
+
+
+def test_a_time_limit_ends_a_run_well(run, options) -> None:
+    out = run("run", replace(options, steps=10_000, max_seconds=0.05))
+    assert 1 <= read_json(out / "run.json")["steps"] < 10_000
+    assert (out / "person.safetensors").exists()
+
+
+def test_a_resume_with_other_options_or_another_clip_is_refused(run, options, clip, base, tmp_path) -> None:
+    with pytest.raises(TrainingError):
+        run("run", cancel=stop_before(4))
+    with pytest.raises(TrainingError, match=r"learning_rate is 0\.5, was 0\.001") as caught:
+        run("run", replace(options, learning_rate=0.5), resume=True)
+    assert caught.value.code == "resume-differs"
+    video, poses = clip
+    other = replace(video, frames=video.frames[::-1].copy())
+    with pytest.raises(TrainingError, match="video"):
+        finetune(other, poses, base, tmp_path / "run", options, resume=True)
+
+
+def test_a_run_in_the_way_is_refused_before_anything_is_computed(run, base, clip, options, tmp_path) -> None:
+    out = run("run")
+    before = (out / "person.safetensors").read_bytes()
+    with pytest.raises(TrainingError, match="--overwrite") as caught:
+        run("run")
+    assert caught.value.code == "run-exists"
+    assert (out / "person.safetensors").read_bytes() == before
+    assert run("run", replace(options, seed=1), overwrite=True) == out
+    assert (out / "person.safetensors").read_bytes() != before
+
+
+def test_bad_input_leaves_no_folder_behind(run, base, clip, options, tmp_path) -> None:
+    video, poses = clip
+    with pytest.raises(PoseCrafterError, match="poses-count"):
+        finetune(video, poses[:5], base, tmp_path / "run", options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_progress_tells_stage_step_and_loss(run) -> None:
+    told: list[tuple[str, int, int, str]] = []
+    run("run", progress=lambda stage, done, total, detail="": told.append((stage, done, total, detail)))
+    steps = [entry for entry in told if entry[0] == "fine-tune"]
+    assert [(done, total) for _, done, total, _ in steps] == [(n, 6) for n in range(1, 7)]
+    assert all(detail.startswith("loss 0.") or detail.startswith("loss 1.") for *_, detail in steps)
+    assert ("encode", 12, 12, "") in told
+
+
+def test_gradient_checkpointing_gives_the_same_person(run, options) -> None:
+    plain, saving = run("plain"), run("saving", replace(options, gradient_checkpointing=True))
+    assert same_person(plain, saving)

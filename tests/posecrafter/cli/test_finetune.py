@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from posecrafter.cli.finetune import finetune_command
+from posecrafter.errors import PoseCrafterError
+from posecrafter.pose import PoseTrack, write_poses
+from posecrafter.video import write_video
+
+FRAMES = 10
+
+
+@pytest.fixture(scope="session")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with video.mp4, 64x64, and poses.json: a bright square and two points that move with it."""
+    folder = tmp_path_factory.mktemp("clip")
+    frames = np.full((FRAMES, 64, 64, 3), 60, np.uint8)
+    xy, score = np.zeros((FRAMES, 130, 2), np.float32), np.zeros((FRAMES, 130), np.float32)
+    for index in range(FRAMES):
+        left = 10 + 3 * index
+        frames[index, 20:40, left : left + 16] = (230, 150, 90)
+        xy[index, :2] = (left + 8, 20), (left + 8, 40)
+        score[index, :2] = 1
+    write_video(folder / "video.mp4", frames, 25)
+    write_poses(folder / "poses.json", PoseTrack(xy, score, 64, 64))
+    return folder
+
+
+@pytest.fixture
+def words(inputs, tiny_base, tmp_path) -> Callable[..., list[str]]:
+    """The command's arguments for a run in `tmp_path`/run, with more at the end."""
+
+    def arguments(*more: object, poses: str = "poses.json") -> list[str]:
+        files = [str(inputs / "video.mp4"), "--poses", str(inputs / poses), "--base", str(tiny_base)]
+        fixed = ["--window", "4", "--precision", "fp32", "--device", "cpu", "--out", str(tmp_path / "run")]
+        return [*files, *fixed, *map(str, more)]
+
+    return arguments
+
+
+def invoke(arguments: list[str]) -> str:
+    """Run the command in this process; what it prints. Its errors pass through."""
+    app = typer.Typer()
+    app.command()(finetune_command)
+    result = CliRunner().invoke(app, arguments, catch_exceptions=False, standalone_mode=False)
+    return result.stdout
+
+
+def spawn(arguments: list[str]) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "posecrafter", "finetune", *arguments]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_steps(child: subprocess.Popen[str], log: Path, steps: int) -> None:
+    while child.poll() is None and not (log.exists() and log.read_text().count("\n") >= steps):
+        time.sleep(0.02)
+    assert child.poll() is None, child.stderr.read()
+
+
+def curve(log: Path) -> list[tuple[int, float]]:
+    return [(line["step"], line["loss"]) for line in map(json.loads, log.read_text().splitlines())]
+
+
+def test_a_run_reports_itself_as_json_and_uses_the_bases_size(words, tmp_path) -> None:
+    report = json.loads(invoke(words("--steps", 2, "--json")))
+    assert report["steps"] == 2
+    assert report["out"] == str(tmp_path / "run")
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (record["width"], record["height"], record["frames"]) == (64, 64, FRAMES)
+
+
+def test_ctrl_c_saves_a_checkpoint_and_kill_9_loses_only_steps_behind_one(words, tmp_path) -> None:
+    log = tmp_path / "run" / "log.jsonl"
+    long = ("--steps", 500, "--save-every", 3)
+    child = spawn(words(*long))
+    wait_for_steps(child, log, 4)
+    child.send_signal(signal.SIGINT)
+    assert "--resume" in child.communicate(timeout=120)[1]
+    assert child.returncode == 130
+    stopped = len(curve(log))
+
+    child = spawn(words(*long, "--resume"))
+    wait_for_steps(child, log, stopped + 4)
+    child.kill()
+    child.communicate(timeout=120)
+    end = len(curve(log)) + 2
+
+    invoke(words("--steps", end, "--save-every", 3, "--resume"))
+    resumed = (tmp_path / "run").rename(tmp_path / "resumed")
+    invoke(words("--steps", end, "--save-every", 100))
+    assert curve(log) == curve(resumed / "log.jsonl")
+    first, second = (folder / "person.safetensors" for folder in (tmp_path / "run", resumed))
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_poses_of_the_whole_video_are_cut_to_the_chosen_frames(words, tmp_path) -> None:
+    invoke(words("--steps", 1, "--first", 2, "--last", 6))
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    written = json.loads((tmp_path / "run" / "poses.json").read_text())
+    assert record["frames"] == len(written) == 5
+    assert written[0]["people"][0]["pose_keypoints_2d"][0] == 10 + 3 * 2 + 8
+
+
+@pytest.mark.parametrize(
+    ("more", "code", "says"),
+    [
+        (["--size", "100x64"], "size-not-divisible", "96x64|104x64"),
+        (["--size", "big"], "size-format", "WIDTHxHEIGHT"),
+        (["--first", 3, "--last", 3], "too-few-frames", "2 frames"),
+        (["--last", 99], "video-range", "0..9"),
+        (["--steps", 0], "options-range", "steps"),
+        (["--train", "some"], "options-range", "method"),
+        (["--precision", "fp8"], "options-range", "bf16"),
+        (["--device", "tpu"], "device-unknown", "cuda"),
+        (["--device", "cuda:99"], "device-missing", "99"),
+        (["--base", "nowhere"], "base-missing", "nowhere"),
+        (["--resume"], "run-missing", "leave out"),
+    ],
+)
+def test_bad_input_is_refused_in_one_line_and_leaves_nothing_behind(words, tmp_path, more, code, says) -> None:
+    with pytest.raises(PoseCrafterError, match=says) as caught:
+        invoke(words(*more))
+    assert caught.value.code == code
+    assert "\n" not in caught.value.message
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_video_that_is_missing_empty_or_truncated_is_refused(words, inputs, tmp_path) -> None:
+    codes = []
+    whole = (inputs / "video.mp4").read_bytes()
+    for content in (None, b"", whole[: len(whole) // 2]):
+        broken = tmp_path / "broken.mp4"
+        if content is not None:
+            broken.write_bytes(content)
+        arguments = words()
+        arguments[0] = str(broken)
+        with pytest.raises(PoseCrafterError) as caught:
+            invoke(arguments)
+        codes.append(caught.value.code)
+    assert codes[:2] == ["video-missing", "video-empty"]
+    assert codes[2] in ("video-truncated", "video-unreadable")
