@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import pytest
+
+from posecrafter.bench.carphone import TARGET, TRAINING, carphone_video
+from posecrafter.errors import PoseError
+from posecrafter.pose.environment import extractor_python
+from posecrafter.video import read_video
+
+
+def test_the_demo_clip_is_120_frames_of_which_target_and_training_share_none() -> None:
+    assert read_video(carphone_video()).frames.shape == (120, 144, 176, 3)
+    assert not set(TRAINING) & set(TARGET)
+    assert len(TRAINING) == 80
+    assert len(TARGET) == 40
+
+
+def test_the_demo_goes_from_a_real_clip_to_a_scored_video(tiny_base: Path, tmp_path: Path) -> None:
+    """The whole main job through its commands, on a random base: everything but a good picture."""
+    try:
+        extractor_python()
+    except PoseError as error:
+        pytest.skip(error.message)
+    command = [sys.executable, "-m", "posecrafter", "demo", "--base", str(tiny_base), "--out", str(tmp_path), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert json.loads(done.stdout.splitlines()[-1]) == metrics
+    assert read_video(tmp_path / "out.mp4").frames.shape == (40, 64, 64, 3)
+    names = [stage["name"] for stage in metrics["stages"]]
+    assert names == ["extract (train)", "extract (target)", "finetune", "export", "generate"]
+    assert all(stage["seconds"] > 0 and stage["peak_mib"] > 10 for stage in metrics["stages"])
+    assert metrics["nearest_training_frame"]["psnr"] > metrics["result"]["psnr"] > 0
+    sheet = cv2.imread(str(tmp_path / "sheet.png"))
+    assert sheet is not None
+    assert sheet.std() > 20
