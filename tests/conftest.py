@@ -53,7 +53,14 @@ _SCHEDULER = {
     "prediction_type": "epsilon",
 }
 _DEFAULTS = {
-    "defaults": {"width": TINY_SIZE, "height": TINY_SIZE, "steps": 4, "guidance": 2.0, "control_scale": 1.0},
+    "defaults": {
+        "width": TINY_SIZE,
+        "height": TINY_SIZE,
+        "steps": 4,
+        "guidance": 2.0,
+        "control_scale": 1.0,
+        "train_steps": 20,
+    },
     "pose_style": "v1.1",
 }
 
