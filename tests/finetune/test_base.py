@@ -30,7 +30,7 @@ def rewrite(path: Path, **changes: object) -> None:
 
 def test_a_base_brings_every_component_and_its_own_sizes(base) -> None:
     assert (base.latent_channels, base.factor, base.pose_style) == (6, 8, "v1.1")
-    assert base.defaults == Defaults(width=64, height=64, steps=4, guidance=2.0)
+    assert base.defaults == Defaults(width=64, height=64, steps=4, guidance=2.0, train_steps=20)
     assert base.schedule.as_dict()["steps_offset"] == 1
     assert base.encode_text(["one", "two"]).shape == (2, 16, 32)
     latents = torch.randn(2, 6, 9, 5)
