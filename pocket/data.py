@@ -1,0 +1,69 @@
+"""The training material as files in a cache folder: squares of photographs, rendered people, key points, captions."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from posecrafter.pocket import photographs
+from posecrafter.pocket.figures import still
+
+Image = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.floating[Any]]
+PHOTOGRAPH_SEED, FIGURE_SEED = 1, 1_000_000
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Rendered people: pictures uint8 [n, S, S, 3], xy [n, 130, 2] pixels, score [n, 130], n captions."""
+
+    pictures: Image
+    xy: Floats
+    score: Floats
+    captions: list[str]
+
+
+def build(cache: Path, squares: int, figures: int, size: int = 128) -> None:
+    """Fetch photographs, cut `squares` squares, render `figures` stills; what is already in the cache stays."""
+    cache.mkdir(parents=True, exist_ok=True)
+    if not (cache / "photographs.npy").exists():
+        photographs.fetch(cache)
+        found = photographs.paths(cache)
+        images = [photographs.read(path) for path in found]
+        portrait = next(
+            (image for path, image in zip(found, images, strict=True) if path.name == photographs.PORTRAIT), None
+        )
+        cut = photographs.cut(images, squares, size, PHOTOGRAPH_SEED, portrait)
+        np.save(cache / "photographs.npy", cut)
+    if not (cache / "figures.json").exists():
+        render(cache, figures, size)
+
+
+def render(cache: Path, count: int, size: int) -> None:
+    """Render stills into figures.npy, figures_xy.npy, figures_score.npy and figures.json (the captions)."""
+    squares = np.load(cache / "photographs.npy", mmap_mode="r")
+    pictures = np.lib.format.open_memmap(cache / "figures.npy", "w+", np.uint8, (count, size, size, 3))
+    xy, score = np.zeros((count, 130, 2), np.float32), np.zeros((count, 130), np.float32)
+    captions = []
+    for index in range(count):
+        pictures[index], xy[index], score[index], words = still(FIGURE_SEED + index, squares, size)
+        captions.append(words)
+    pictures.flush()
+    np.save(cache / "figures_xy.npy", xy)
+    np.save(cache / "figures_score.npy", score)
+    (cache / "figures.json").write_text(json.dumps(captions))
+
+
+def load_figures(cache: Path) -> Figures:
+    """The rendered people of the cache, pictures read from disk as they are used."""
+    return Figures(
+        np.load(cache / "figures.npy", mmap_mode="r"),
+        np.load(cache / "figures_xy.npy"),
+        np.load(cache / "figures_score.npy"),
+        json.loads((cache / "figures.json").read_text()),
+    )

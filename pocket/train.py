@@ -1,0 +1,105 @@
+"""One command a stage: `python -m posecrafter.pocket.train data|autoencoder|diffusion|save`.
+
+`data` fills the cache folder, `autoencoder` and `diffusion` train there within --minutes and can go on with --resume,
+`save` writes the averaged weights in diffusers' format. The same commands use a GPU where there is one.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from transformers import CLIPTokenizer
+
+from posecrafter.pocket import autoencoder as first_stage
+from posecrafter.pocket import data, diffusion, weights, words
+from posecrafter.pocket.training import Run, averages, learn
+
+HELD_OUT = 64
+
+
+def main() -> None:
+    """Parse the command line and run one stage."""
+    parser = argparse.ArgumentParser(prog="python -m posecrafter.pocket.train", description=__doc__)
+    parser.add_argument("stage", choices=["data", "autoencoder", "diffusion", "save"])
+    parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "posecrafter-pocket")
+    parser.add_argument("--minutes", type=float, default=30.0, help="time budget, earlier runs included")
+    parser.add_argument("--resume", action="store_true", help="go on from the stage's checkpoint")
+    parser.add_argument("--batch", type=int, default=8, help="pictures a step and worker")
+    parser.add_argument("--workers", type=int, default=1, help="processes on shared weights (CPU only)")
+    parser.add_argument("--threads", type=int, default=1, help="threads a process")
+    parser.add_argument("--every", type=float, default=240.0, help="seconds between checkpoints")
+    parser.add_argument("--squares", type=int, default=9000)
+    parser.add_argument("--figures", type=int, default=8000)
+    parser.add_argument("--output", type=Path, default=weights.FOLDER, help="where `save` writes")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    {"data": _data, "autoencoder": _autoencoder, "diffusion": _diffusion, "save": _save}[arguments.stage](arguments)
+
+
+def _data(arguments: argparse.Namespace) -> None:
+    data.build(arguments.cache, arguments.squares, arguments.figures)
+
+
+def _autoencoder(arguments: argparse.Namespace) -> None:
+    squares, figures = np.load(arguments.cache / "photographs.npy", mmap_mode="r"), data.load_figures(arguments.cache)
+    held_out = np.concatenate([figures.pictures[:HELD_OUT], squares[:HELD_OUT]])
+    sources = [(figures.pictures[HELD_OUT:], 1.0), (squares[HELD_OUT:], 1.0)]
+    learn(
+        _run(arguments), first_stage.AutoencoderStage(sources, held_out, arguments.batch, _device()), arguments.workers
+    )
+
+
+def _diffusion(arguments: argparse.Namespace) -> None:
+    cache = arguments.cache
+    figures = data.load_figures(cache)
+    autoencoder = _trained_autoencoder(cache)
+    tokenizer = _tokenizer(cache, figures)
+    if not (cache / "latents.npy").exists():
+        np.save(cache / "latents.npy", diffusion.encode(autoencoder, figures.pictures))
+    material = diffusion.material_of(figures, np.load(cache / "latents.npy"), tokenizer)
+    stage = diffusion.DiffusionStage(material, autoencoder, tokenizer, arguments.batch, _device())
+    learn(_run(arguments), stage, arguments.workers)
+
+
+def _save(arguments: argparse.Namespace) -> None:
+    cache = arguments.cache
+    tokenizer = _tokenizer(cache, data.load_figures(cache))
+    unet, controlnet = diffusion.build_unet(), diffusion.build_controlnet()
+    text_encoder = words.build_text_encoder(tokenizer)
+    averages(cache / "diffusion", {"unet": unet, "controlnet": controlnet, "text_encoder": text_encoder})
+    weights.save(arguments.output, _trained_autoencoder(cache).cpu(), unet, controlnet, text_encoder, tokenizer)
+
+
+def _trained_autoencoder(cache: Path) -> AutoencoderKL:
+    """The averaged autoencoder with its scaling_factor measured on figures and photographs."""
+    autoencoder = first_stage.build()
+    averages(cache / "autoencoder", {"autoencoder": autoencoder})
+    autoencoder = autoencoder.to(_device()).eval().requires_grad_(False)
+    shown = [data.load_figures(cache).pictures[:256], np.load(cache / "photographs.npy", mmap_mode="r")[:64]]
+    autoencoder.register_to_config(
+        scaling_factor=round(first_stage.latent_scale(autoencoder, np.concatenate(shown)), 4)
+    )
+    return autoencoder
+
+
+def _tokenizer(cache: Path, figures: data.Figures) -> CLIPTokenizer:
+    folder = cache / "tokenizer"
+    if not folder.exists():
+        words.build_tokenizer(figures.captions).save_pretrained(folder)
+    return CLIPTokenizer.from_pretrained(folder)
+
+
+def _run(arguments: argparse.Namespace) -> Run:
+    return Run(arguments.cache / arguments.stage, arguments.minutes, _device(), arguments.resume, arguments.every)
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+if __name__ == "__main__":
+    main()

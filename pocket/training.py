@@ -1,0 +1,258 @@
+"""What both training stages share: the time budget, checkpoints, averaged weights, the log and picture sheets."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.multiprocessing as processes
+from torch import Tensor, nn
+
+Image = npt.NDArray[np.uint8]
+WARM_UP = 100
+
+
+class Clock:
+    """A budget in minutes that survives restarts: `spent` seconds were used before."""
+
+    def __init__(self, minutes: float, spent: float) -> None:
+        self._budget, self._spent, self._start = minutes * 60, spent, time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds trained, earlier runs included."""
+        return self._spent + time.monotonic() - self._start
+
+    @property
+    def fraction(self) -> float:
+        """0..1 of the budget used."""
+        return min(self.seconds / self._budget, 1.0)
+
+    @property
+    def over(self) -> bool:
+        return self.seconds >= self._budget
+
+    def rate(self, step: int, floor: float) -> float:
+        """The learning rate's factor: a short warm-up, constant for 40 % of the time, then a cosine down to `floor`."""
+        fall = max(0.0, (self.fraction - 0.4) / 0.6)
+        cosine = floor + (1 - floor) * (1 + math.cos(math.pi * fall)) / 2
+        return min(1.0, (step + 1) / WARM_UP) * cosine
+
+
+class Average:
+    """Exponential moving average of the weights of several named models, in fp32."""
+
+    def __init__(self, models: dict[str, nn.Module], decay: float = 0.999) -> None:
+        self._decay = decay
+        self.weights = {
+            f"{name}/{key}": value.detach().float().clone()
+            for name, model in models.items()
+            for key, value in model.state_dict().items()
+        }
+
+    @torch.no_grad()
+    def update(self, models: dict[str, nn.Module], step: int) -> None:
+        """Move towards the models' weights; early steps average over a shorter past."""
+        decay = min(self._decay, (1 + step) / (10 + step))
+        for name, model in models.items():
+            for key, value in model.state_dict().items():
+                self.weights[f"{name}/{key}"].lerp_(value.detach().float(), 1 - decay)
+
+    def copy_into(self, models: dict[str, nn.Module]) -> dict[str, nn.Module]:
+        """Load the averages into these models (same names, same shapes) and return them."""
+        for name, model in models.items():
+            prefix = f"{name}/"
+            model.load_state_dict(
+                {key.removeprefix(prefix): value for key, value in self.weights.items() if key.startswith(prefix)}
+            )
+        return models
+
+
+class Stage(Protocol):
+    """What is trained: named models, a loss on a random batch, and a way to look at the result."""
+
+    models: dict[str, nn.Module]
+    learning_rate: float
+
+    def loss(self, random: np.random.Generator, fraction: float) -> Tensor:
+        """The loss of one random batch, with its graph. fraction: how much of the time budget is used."""
+
+    def sample(self, run: Run, step: int, average: Average) -> None:
+        """Write a sheet of samples made with the averaged weights, and note figures."""
+
+
+@dataclass
+class State:
+    """Where a training run stands."""
+
+    models: dict[str, nn.Module]
+    optimizer: torch.optim.Optimizer
+    average: Average
+    step: int = 0
+    seconds: float = 0.0
+
+
+@dataclass
+class Run:
+    """One stage's folder, budget and device. Holds checkpoint.pt (private to this machine), log.jsonl, sheets/."""
+
+    folder: Path
+    minutes: float
+    device: torch.device
+    resume: bool
+    every_seconds: float = 240.0
+    _last: float = field(default=0.0, repr=False)
+    _losses: list[float] = field(default_factory=list, repr=False)
+
+    def start(self, models: dict[str, nn.Module], optimizer: torch.optim.Optimizer) -> State:
+        """A fresh state, or with `resume` the one in the folder's checkpoint."""
+        (self.folder / "sheets").mkdir(parents=True, exist_ok=True)
+        state = State(models, optimizer, Average(models))
+        checkpoint = self.folder / "checkpoint.pt"
+        if self.resume and checkpoint.exists():
+            saved = torch.load(checkpoint, map_location=self.device, weights_only=True)
+            for name, model in models.items():
+                model.load_state_dict(saved["models"][name])
+            optimizer.load_state_dict(saved["optimizer"])
+            state.average.weights = saved["average"]
+            state.step, state.seconds = saved["step"], saved["seconds"]
+        self._last = state.seconds
+        return state
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """bf16 where a matrix product allows it, on CPU and CUDA alike."""
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+    def log(self, state: State, clock: Clock, loss: float) -> None:
+        """A line every 50 steps: step, mean loss, seconds."""
+        self._losses.append(loss)
+        if state.step % 50 == 0:
+            self.note(state.step, {"loss": float(np.mean(self._losses)), "seconds": round(clock.seconds, 1)})
+            self._losses.clear()
+
+    def note(self, step: int, figures: dict[str, float]) -> None:
+        """Append one line to log.jsonl and print it."""
+        line = json.dumps({"step": step, **{key: round(value, 5) for key, value in figures.items()}})
+        with (self.folder / "log.jsonl").open("a") as log:
+            log.write(line + "\n")
+        print(line, flush=True)
+
+    def due(self, state: State, clock: Clock) -> bool:
+        """True every few minutes, after writing the checkpoint."""
+        if clock.seconds - self._last < self.every_seconds:
+            return False
+        self.save(state, clock)
+        return True
+
+    def save(self, state: State, clock: Clock) -> None:
+        """Write the checkpoint so that a killed process never leaves half of one."""
+        self._last = clock.seconds
+        whole = {
+            "models": {name: model.state_dict() for name, model in state.models.items()},
+            "optimizer": state.optimizer.state_dict(),
+            "average": state.average.weights,
+            "step": state.step,
+            "seconds": clock.seconds,
+        }
+        unfinished = self.folder / "checkpoint.part"
+        torch.save(whole, unfinished)
+        unfinished.replace(self.folder / "checkpoint.pt")
+
+
+def learn(run: Run, stage: Stage, workers: int = 1) -> State:
+    """Train until run.minutes are used up; every few minutes write a checkpoint and a sample sheet.
+
+    With several workers (CPU only) each is a process of one thread that takes its own steps on the shared weights
+    without waiting for the others (Niu et al. 2011, "Hogwild!"): on cores that other programs use too, that is faster
+    than threads which wait for the slowest.
+    """
+    state = run.start(stage.models, _optimizer(stage))
+    clock = Clock(run.minutes, state.seconds)
+    followers = []
+    if workers > 1:
+        for model in stage.models.values():
+            model.share_memory()
+        context = processes.get_context("fork")
+        followers = [
+            context.Process(target=_follow, args=(run, stage, clock, state.step, index)) for index in range(1, workers)
+        ]
+        for follower in followers:
+            follower.start()
+    random = np.random.default_rng([state.step, 0])
+    while not clock.over:
+        loss = _step(run, stage, state.optimizer, random, clock, state.step)
+        state.step += 1
+        state.average.update(stage.models, state.step)
+        run.log(state, clock, loss)
+        if run.due(state, clock):
+            stage.sample(run, state.step, state.average)
+    for follower in followers:
+        follower.join()
+    run.save(state, clock)
+    stage.sample(run, state.step, state.average)
+    return state
+
+
+def _optimizer(stage: Stage) -> torch.optim.Optimizer:
+    weights = [weight for model in stage.models.values() for weight in model.parameters() if weight.requires_grad]
+    return torch.optim.AdamW(weights, lr=stage.learning_rate, betas=(0.9, 0.99), weight_decay=1e-3)
+
+
+def _follow(run: Run, stage: Stage, clock: Clock, first: int, index: int) -> None:
+    """A further worker: the same steps on the shared weights with its own moments and its own batches."""
+    torch.set_num_threads(1)
+    torch.manual_seed(first + index)
+    optimizer, random, steps = _optimizer(stage), np.random.default_rng([first, index]), 0
+    parent = processes.parent_process()
+    while not clock.over and parent is not None and parent.is_alive():
+        _step(run, stage, optimizer, random, clock, steps)
+        steps += 1
+
+
+def _step(
+    run: Run, stage: Stage, optimizer: torch.optim.Optimizer, random: np.random.Generator, clock: Clock, step: int
+) -> float:
+    for group in optimizer.param_groups:
+        group["lr"] = stage.learning_rate * clock.rate(step, floor=0.02)
+    with run.autocast():
+        loss = stage.loss(random, clock.fraction)
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_([weight for group in optimizer.param_groups for weight in group["params"]], 1.0)
+    optimizer.step()
+    return float(loss.detach())
+
+
+def averages(folder: Path, models: dict[str, nn.Module]) -> None:
+    """Load the averaged weights of a stage's checkpoint into freshly built models."""
+    saved = torch.load(folder / "checkpoint.pt", map_location="cpu", weights_only=True)
+    average = Average({})
+    average.weights = saved["average"]
+    average.copy_into(models)
+
+
+def picture_sheet(path: Path, rows: list[Image]) -> None:
+    """Write rows of pictures, each uint8 [n, S, S, 3] RGB, as one PNG."""
+    widest = max(len(row) for row in rows)
+    padded = [
+        np.concatenate([row, np.zeros((widest - len(row), *row.shape[1:]), np.uint8)]) if len(row) < widest else row
+        for row in rows
+    ]
+    sheet = np.concatenate([np.concatenate(list(row), axis=1) for row in padded], axis=0)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(path), cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR))
+
+
+def psnr(truth: Image, other: Image) -> float:
+    """Mean over the pictures of 10 log10(255^2 / mean squared error); uint8 [n, H, W, 3] each."""
+    errors = ((truth.astype(np.float64) - other.astype(np.float64)) ** 2).mean(axis=(1, 2, 3))
+    return float(np.mean(10 * np.log10(255**2 / np.maximum(errors, 1e-10))))

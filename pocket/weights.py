@@ -1,0 +1,56 @@
+"""The trained networks as a base in diffusers' folder format, fp16."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, UNet2DConditionModel
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from posecrafter.files import write_json
+from posecrafter.pocket.diffusion import GUIDANCE, SCHEDULE
+
+FOLDER = Path(__file__).parent / "weights"
+DEFAULTS: dict[str, Any] = {
+    "defaults": {"width": 128, "height": 128, "steps": 25, "guidance": GUIDANCE, "control_scale": 1.0},
+    "pose_style": "v1.1",
+}
+
+
+def save(
+    folder: Path,
+    autoencoder: AutoencoderKL,
+    unet: UNet2DConditionModel,
+    controlnet: ControlNetModel,
+    text_encoder: CLIPTextModel,
+    tokenizer: CLIPTokenizer,
+) -> None:
+    """Write vae/, unet/, controlnet/, text_encoder/, tokenizer/, scheduler/, model_index.json and posecrafter.json."""
+    autoencoder.half().save_pretrained(folder / "vae")
+    unet.half().save_pretrained(folder / "unet")
+    controlnet.half().save_pretrained(folder / "controlnet")
+    text_encoder.half().save_pretrained(folder / "text_encoder")
+    tokenizer.save_pretrained(folder / "tokenizer")
+    DDIMScheduler(**SCHEDULE).save_pretrained(folder / "scheduler")
+    index = {
+        "_class_name": "StableDiffusionControlNetPipeline",
+        "controlnet": ["diffusers", "ControlNetModel"],
+        "feature_extractor": [None, None],
+        "image_encoder": [None, None],
+        "requires_safety_checker": False,
+        "safety_checker": [None, None],
+        "scheduler": ["diffusers", "DDIMScheduler"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    write_json(folder / "model_index.json", index)
+    write_json(folder / "posecrafter.json", DEFAULTS)
+
+
+def parameters(*models: torch.nn.Module) -> int:
+    """How many numbers these networks hold."""
+    return sum(weight.numel() for model in models for weight in model.parameters())

@@ -1,0 +1,80 @@
+"""Training stages: they learn, stop on time, and go on from a checkpoint."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from posecrafter.pocket.autoencoder import AutoencoderStage, build, colour_loss, gradient_loss
+from posecrafter.pocket.training import Average, Clock, Run, averages, learn, psnr
+
+
+class Line:
+    """A stage that fits one number."""
+
+    learning_rate = 0.05
+
+    def __init__(self):
+        self.model = nn.Linear(1, 1, bias=False)
+        self.models = {"line": self.model}
+
+    def loss(self, random, fraction):
+        x = torch.from_numpy(random.random((8, 1), np.float32))
+        return ((self.model(x) - 3 * x) ** 2).mean()
+
+    def sample(self, run, step, average):
+        run.note(step, {"weight": float(self.model.weight)})
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_training_fits_a_line_and_goes_on_from_its_checkpoint(tmp_path, workers):
+    device = torch.device("cpu")
+    state = learn(Run(tmp_path, 0.025, device, resume=False), Line(), workers)
+    again = Line()
+    longer = learn(Run(tmp_path, 0.03, device, resume=True), again, workers)
+    assert longer.step > state.step
+    assert abs(float(again.model.weight) - 3) < 0.2
+    fresh = nn.Linear(1, 1, bias=False)
+    averages(tmp_path, {"line": fresh})
+    assert abs(float(fresh.weight) - 3) < 0.5
+
+
+def test_the_average_of_constant_weights_is_those_weights():
+    model = nn.Linear(3, 2)
+    average = Average({"line": model})
+    for step in range(5):
+        average.update({"line": model}, step)
+    other = nn.Linear(3, 2)
+    average.copy_into({"line": other})
+    assert torch.allclose(other.weight, model.weight, atol=1e-6)
+
+
+def test_the_learning_rate_warms_up_and_falls():
+    assert Clock(1, 0).rate(0, floor=0.02) < 0.05
+    assert Clock(1, 0).rate(1000, floor=0.02) == pytest.approx(1, abs=1e-3)
+    assert Clock(1, 59.9).rate(1000, floor=0.02) < 0.05
+
+
+def test_image_losses_are_zero_for_equal_pictures_and_see_edges_and_hues():
+    picture = torch.rand(1, 3, 16, 16)
+    assert float(gradient_loss(picture, picture)) == 0
+    assert float(gradient_loss(picture, picture + 0.5)) == pytest.approx(0, abs=1e-6)
+    assert float(colour_loss(picture, picture)) == 0
+    tinted = picture + torch.tensor([0.3, 0.0, -0.3])[:, None, None]
+    assert float(colour_loss(picture, tinted)) > 0.2
+
+
+def test_psnr_of_a_known_error():
+    truth = np.zeros((2, 4, 4, 3), np.uint8)
+    assert psnr(truth, truth + 5) == pytest.approx(10 * np.log10(255**2 / 25))
+
+
+def test_the_autoencoder_stage_gives_a_finite_loss_at_both_sizes():
+    pictures = np.random.default_rng(0).integers(0, 255, (4, 128, 128, 3), dtype=np.uint8)
+    stage = AutoencoderStage([(pictures, 1.0)], pictures, 1, torch.device("cpu"))
+    for fraction in (0.0, 0.9):
+        assert torch.isfinite(stage.loss(np.random.default_rng(0), fraction))
+    latents = build().encode(torch.zeros(1, 3, 128, 128)).latent_dist.mode()
+    assert latents.shape == (1, 16, 16, 16)
