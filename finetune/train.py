@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from posecrafter.finetune.checkpoint import (
     save_checkpoint,
 )
 from posecrafter.finetune.data import Clip, draw_noise, draw_window, frame_clip, prepare_clip
+from posecrafter.finetune.decoder import adapt_decoder
 from posecrafter.finetune.masters import DTYPES, Masters, choose_precision
 from posecrafter.finetune.options import FinetuneOptions
 from posecrafter.finetune.person import Person
@@ -84,12 +85,14 @@ def finetune(
         trainer.restore(checkpoint)
     folder.start(trainer.done)
     _train(trainer, folder, inputs, progress, cancel)
-    losses = [line["loss"] for line in folder.read_log()]
-    result = FinetuneResult(
-        folder.path, trainer.done, float(np.mean(losses[-_SMOOTHED:])), trainer.seconds, trainer.trained
-    )
-    folder.finish(trainer.person(), framed, clip.latents, _record(base, clip, video, trainer, result))
-    return result
+    person, record = trainer.person(), _record(base, clip, video, trainer, folder)
+    if options.adapt_decoder:
+        save_checkpoint(folder.checkpoint, trainer.checkpoint(inputs))
+        adapted = adapt_decoder(base, clip, options, progress, cancel)
+        person = replace(person, tensors={**person.tensors, **adapted.tensors})
+        record["decoder_psnr"] = {"before": adapted.psnr_before, "after": adapted.psnr_after}
+    folder.finish(person, framed, clip.latents, record)
+    return FinetuneResult(folder.path, trainer.done, record["loss"], trainer.seconds, trainer.trained)
 
 
 class Trainer:
@@ -232,9 +235,10 @@ def _clip_hash(frames: NDArray[np.uint8], poses: PoseTrack) -> str:
     return hashlib.sha256(b"".join(np.ascontiguousarray(part).tobytes() for part in parts)).hexdigest()
 
 
-def _record(base: Base, clip: Clip, video: Video, trainer: Trainer, result: FinetuneResult) -> dict[str, Any]:
+def _record(base: Base, clip: Clip, video: Video, trainer: Trainer, folder: RunFolder) -> dict[str, Any]:
     """run.json, but for its format line."""
     options = trainer.options
+    losses = [line["loss"] for line in folder.read_log()]
     return {
         "base": {"source": base.source, "controlnet": base.controlnet, "sha256": base.sha256},
         "width": options.width,
@@ -245,10 +249,10 @@ def _record(base: Base, clip: Clip, video: Video, trainer: Trainer, result: Fine
         "pose_style": base.pose_style,
         "options": options.as_dict(),
         "precision": trainer.precision,
-        "trained_parameters": result.trained,
-        "steps": result.steps,
-        "loss": result.loss,
-        "seconds": round(result.seconds, 3),
+        "trained_parameters": trainer.trained,
+        "steps": trainer.done,
+        "loss": float(np.mean(losses[-_SMOOTHED:])),
+        "seconds": round(trainer.seconds, 3),
         "versions": {
             "posecrafter": __version__,
             "torch": torch.__version__,
