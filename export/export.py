@@ -1,0 +1,144 @@
+"""A fine-tuning run to a bundle: merge, trace, write, prove; the bundle appears whole or not at all."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import save
+from tokenizers import Tokenizer
+from torch import nn
+from transformers import CLIPTokenizer
+
+from posecrafter.errors import ExportError
+from posecrafter.export.describe import describe
+from posecrafter.export.graphs import Graph, make_graphs, make_ranges
+from posecrafter.export.nodes import place_nodes
+from posecrafter.export.options import ExportOptions
+from posecrafter.export.parity import Person, check_parity
+from posecrafter.export.run import FILES, Run
+from posecrafter.export.save import save_graph
+from posecrafter.export.trace import trace, translate
+from posecrafter.files import atomic_folder
+from posecrafter.finetune.base import Base
+from posecrafter.finetune.network import VideoUNet
+from posecrafter.manifest import NAME, Manifest
+from posecrafter.progress import Cancel, Progress, silent
+
+__all__ = ["ExportOptions", "export_bundle"]
+
+
+def export_bundle(
+    run: Path | str,
+    out: Path | str,
+    *,
+    base: Path | str | None = None,
+    options: ExportOptions | None = None,
+    overwrite: bool = False,
+    progress: Progress = silent,
+    cancel: Cancel | None = None,
+) -> Path:
+    """Write the bundle `out` of the run folder `run`; returns its path.
+
+    base: where the base model is, if not where the run found it; it must be the same to the bit.
+    Raises: ExportError "bundle-exists", "run-missing", "run-format", "run-incomplete", "base-differs",
+    "range-narrowed", "tokenizer", "parity", "cancelled"; BaseModelError; PoseCrafterError "disk-full".
+    Whatever is raised, `out` stays as it was.
+    """
+    out, options = Path(out), options or ExportOptions()
+    _check_target(out, overwrite)
+    tuned = Run.read(run)
+    model = tuned.load(base)
+    reference, text = make_graphs(model), model.encode_text(["", tuned.record["prompt"]])
+    with atomic_folder(out) as folder:
+        _write_person(folder / "person", tuned, text)
+        (folder / "graphs").mkdir()
+        write_tokenizer(folder / "graphs" / "tokenizer.json", model.tokenizer, ["", tuned.record["prompt"]])
+        _write_graphs(folder / "graphs", reference, model, options, progress, cancel)
+        manifest = describe(tuned, model, options)
+        person = Person(
+            poses=tuned.poses,
+            style=manifest.pose_style,
+            latents=tuned.latents.numpy(),
+            text=text.numpy(),
+            schedule=model.schedule,
+            guidance=manifest.defaults.guidance,
+            factor=model.factor,
+        )
+        smallest = manifest.height.min // model.factor
+        parity = check_parity(folder, reference, person, options.precision, smallest, progress, cancel)
+        replace(manifest, parity=parity, files=Manifest.entries(folder)).write(folder)
+    return out
+
+
+def _check_target(out: Path, overwrite: bool) -> None:
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not (out / NAME).is_file():
+        raise ExportError("bundle-exists", f"{out} exists and is not a bundle; choose another --out")
+    if not overwrite:
+        raise ExportError("bundle-exists", f"{out} is a bundle already; --overwrite replaces it")
+
+
+def _write_person(folder: Path, run: Run, text: torch.Tensor) -> None:
+    folder.mkdir()
+    for name in FILES:
+        shutil.copyfile(run.folder / name, folder / name)
+    embeddings = {"empty": text[0].contiguous(), "prompt": text[1].contiguous()}
+    (folder / "text.safetensors").write_bytes(save(embeddings))
+
+
+def _write_graphs(
+    folder: Path,
+    reference: dict[str, Graph],
+    base: Base,
+    options: ExportOptions,
+    progress: Progress,
+    cancel: Cancel | None,
+) -> None:
+    ranges = make_ranges(base, options)
+    for done, graph in enumerate(reference.values()):
+        if cancel is not None and cancel():
+            raise ExportError("cancelled", f"stopped before graph '{graph.name}'; nothing was written")
+        progress("export", done, len(reference), graph.name)
+        module = exported_copy(graph.module, options)
+        graph = replace(graph, module=module)
+        save_graph(translate(graph, trace(graph, ranges)), folder, graph.name, cpu_copy=graph.name != "text_encoder")
+    progress("export", len(reference), len(reference))
+
+
+def exported_copy(module: nn.Module, options: ExportOptions) -> nn.Module:
+    """The module as it is traced: temporal matrices folded, nodes placed, in the wanted precision.
+
+    In fp32 it shares its weights with `module`, but for those that folding changes.
+    """
+    kept = [] if options.precision == "fp16" else list(module.named_parameters()) + list(module.named_buffers())
+    shared = {id(tensor): tensor for name, tensor in kept if ".attn_temp.to_out." not in name}
+    made = copy.deepcopy(module, shared).eval()
+    for part in made.modules():
+        if isinstance(part, VideoUNet):
+            part.fold_temporal()
+    if options.precision == "fp16":
+        made.half()
+    place_nodes(made)
+    return made
+
+
+def write_tokenizer(path: Path, tokenizer: CLIPTokenizer, prompts: Sequence[str]) -> None:
+    """One tokenizer.json that pads and cuts to T tokens itself.
+
+    Raises: ExportError "tokenizer" when it splits one of `prompts` otherwise than the base's tokenizer does.
+    """
+    length = tokenizer.model_max_length
+    plain = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    plain.enable_truncation(length)
+    plain.enable_padding(length=length, pad_id=tokenizer.pad_token_id, pad_token=tokenizer.pad_token)
+    plain.save(str(path))
+    for prompt in prompts:
+        expected = tokenizer(prompt, padding="max_length", truncation=True, max_length=length).input_ids
+        if Tokenizer.from_file(str(path)).encode(prompt).ids != expected:
+            raise ExportError("tokenizer", f"tokenizer.json splits {prompt!r} otherwise than the base's tokenizer does")

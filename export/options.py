@@ -1,0 +1,36 @@
+"""What an export is asked for: frozen, checked before anything heavy starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from posecrafter.errors import ExportError
+
+Precision = Literal["fp32", "fp16"]
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """Options of one export.
+
+    precision: of weights and network; latents and their update are fp32 always. max_frames: F of one pass, the
+    reference included. max_side: longest side in pixels. max_prompts: B of one pass. steps: the bundle's default solver
+    steps; None for the base's.
+    """
+
+    precision: Precision = "fp32"
+    max_frames: int = 129
+    max_side: int = 1024
+    max_prompts: int = 8
+    steps: int | None = None
+
+    def __post_init__(self) -> None:
+        """Raises: ExportError "options-range"."""
+        if self.precision not in ("fp32", "fp16"):
+            raise ExportError("options-range", f"precision is {self.precision!r}; choose fp32 or fp16")
+        lowest = {"max_frames": 2, "max_side": 128, "max_prompts": 2, "steps": 1}
+        for name, low in lowest.items():
+            value = getattr(self, name)
+            if value is not None and value < low:
+                raise ExportError("options-range", f"{name} is {value}; it must be at least {low}")

@@ -1,0 +1,179 @@
+"""The proof at export: the written graphs, on the runtime's engine, compute what PyTorch's modules do.
+
+Sizes are small, since an error in a graph shows at any size, and an odd one is among them, since it shows there first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from posecrafter.errors import EngineError, ExportError
+from posecrafter.export.graphs import Graph
+from posecrafter.export.options import Precision
+from posecrafter.export.tolerances import TOLERANCES
+from posecrafter.framing import Framing
+from posecrafter.pose import PoseTrack, draw_poses
+from posecrafter.progress import Cancel, Progress, silent
+from posecrafter.runtime.engines.base import Engine
+from posecrafter.runtime.engines.onnxruntime import OnnxRuntimeEngine
+from posecrafter.runtime.engines.torch import TorchEngine
+from posecrafter.runtime.network import Network
+from posecrafter.runtime.solve import solve
+from posecrafter.schedule import Schedule
+
+STEPS = 10
+LARGEST = 16
+"""Latent cells a side that are compared at most: SD 1.5 at its full size would take minutes a step on a CPU."""
+
+
+@dataclass(frozen=True)
+class Person:
+    """What the comparison takes from a run.
+
+    latents: float32 [N, L, h, w]. text: of the empty prompt and the run's, float32 [2, T, D]. factor: pixels per cell.
+    """
+
+    poses: PoseTrack
+    style: str
+    latents: np.ndarray
+    text: np.ndarray
+    schedule: Schedule
+    guidance: float
+    factor: int
+
+    def cut(self, frames: int, high: int, wide: int) -> np.ndarray:
+        """Training latents, repeated or cut to [frames, L, high, wide]."""
+        n, _, h, w = self.latents.shape
+        return self.latents[np.arange(frames) % n][:, :, np.arange(high) % h][..., np.arange(wide) % w]
+
+    def maps(self, frames: int, high: int, wide: int) -> np.ndarray:
+        """Their pose maps, uint8 [frames, H, W, 3]."""
+        width, height = wide * self.factor, high * self.factor
+        track = self.poses[[frame % len(self.poses) for frame in range(frames)]]
+        return draw_poses(track.framed(Framing.center(track.width, track.height, width, height)), style=self.style)
+
+
+def check_parity(
+    folder: Path,
+    reference: Mapping[str, Graph],
+    person: Person,
+    precision: Precision,
+    smallest: int,
+    progress: Progress = silent,
+    cancel: Cancel | None = None,
+) -> dict[str, Any]:
+    """Compare a bundle folder's graphs with fp32 PyTorch; the manifest's `parity`: relative l2 distances and bounds.
+
+    smallest: latent cells a side. Raises: ExportError "parity" naming the graph, both numbers and the cure, and
+    "cancelled".
+    """
+    ours = OnnxRuntimeEngine(folder)
+    theirs = TorchEngine({g.name: (g.module, tuple(g.inputs), tuple(g.outputs)) for g in reference.values()})
+    bound = TOLERANCES[precision]
+    figures: dict[str, Any] = {"engine": f"onnxruntime {_version()} on {ours.device}"}
+    checks = [(name, lambda name=name: _graph_distance(name, ours, theirs, person, smallest)) for name in reference]
+    checks.append(("latents", lambda: _latent_distance(ours, theirs, person)))
+    try:
+        for done, (name, distance) in enumerate(checks, start=1):
+            if cancel is not None and cancel():
+                raise ExportError("cancelled", f"stopped before the comparison of {name}; nothing was written")
+            limit = bound.latents if name == "latents" else bound.graph
+            figures[name] = _checked(name, distance, limit, precision)
+            progress("compare", done, len(checks), name)
+    finally:
+        ours.close()
+    return {**figures, "bound_graph": bound.graph, "bound_latents": bound.latents}
+
+
+def _checked(name: str, distance: Any, limit: float, precision: Precision) -> float | str:
+    try:
+        figure = float(distance())
+    except EngineError as error:
+        if precision == "fp16" and error.code in ("engine-load", "engine-run"):
+            return f"not compared: {error.message}"
+        raise
+    if not figure <= limit:
+        raise ExportError(
+            "parity",
+            f"{name} differs from PyTorch by {figure:.2e} (relative l2), allowed are {limit:.0e}; "
+            "nothing was written. Try other versions of torch and onnxruntime (constraints.txt)",
+        )
+    return float(f"{figure:.3g}")
+
+
+def _graph_distance(name: str, ours: Engine, theirs: Engine, person: Person, smallest: int) -> float:
+    """The largest relative distance over three sizes and all outputs."""
+    high, wide = (min(cells, LARGEST) for cells in person.latents.shape[2:])
+    odd = smallest | 1
+    cases = [(1, 1, high, wide), (3, 2, odd, odd + 3), (5, 3, high, wide)]
+    distances = []
+    for frames, prompts, h, w in cases:
+        inputs = _inputs(name, theirs, person, frames, prompts, h, w)
+        results = []
+        for engine in (ours, theirs):
+            buffers = {key: engine.upload(np.ascontiguousarray(value)) for key, value in inputs.items()}
+            results.append({key: engine.download(v) for key, v in engine.load(name).run(buffers).items()})
+        distances += [relative_l2(results[0][key], results[1][key]) for key in results[1]]
+    return max(distances)
+
+
+def _inputs(
+    name: str, reference: Engine, person: Person, frames: int, prompts: int, h: int, w: int
+) -> dict[str, np.ndarray]:
+    """Inputs such as a request has: the person's poses, latents and text."""
+    random = np.random.default_rng(frames)
+    clean = person.cut(frames, h, w)
+    if name == "vae_decoder":
+        return {"latents": clean}
+    if name == "text_encoder":
+        return {"input_ids": random.integers(0, 100, (prompts, person.text.shape[1]))}
+    images = person.maps(frames, h, w).transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255)
+    if name == "pose_encoder":
+        return {"control_images": images}
+    features = reference.load("pose_encoder").run({"control_images": reference.upload(images)})["pose_features"]
+    weights = {1: [1.0], 2: [1 - person.guidance, person.guidance], 3: [-1.0, 1.25, 0.75]}[prompts]
+    return {
+        "x": np.sqrt(np.float32(0.5)) * (clean + random.standard_normal(clean.shape, np.float32)),
+        "timestep": np.array([person.schedule.train_steps // 2 + 1]),
+        "a": np.array(1.02, np.float32),
+        "b": np.array(-0.13, np.float32),
+        "text": person.text[np.arange(prompts) % 2],
+        "weight": np.array(weights, np.float32),
+        "pose_features": reference.download(features),
+        "control_scale": np.array(1.0, np.float32),
+    }
+
+
+def _latent_distance(ours: Engine, theirs: Engine, person: Person) -> float:
+    """After 10 inversion steps of one frame and 10 guided sampling steps of three."""
+    results = []
+    high, wide = (min(cells, LARGEST) for cells in person.latents.shape[2:])
+    for engine in (ours, theirs):
+        network = Network(engine)
+        alone = network.encode_poses(person.maps(1, high, wide))
+        conditions = network.conditions(person.text[1:], (1.0,), alone, 1.0)
+        x = np.ascontiguousarray(person.cut(1, high, wide))
+        x = solve(network, x, person.schedule.inversion(STEPS), conditions, "invert", silent)
+        features = network.encode_poses(person.maps(3, high, wide))
+        weights = (1 - person.guidance, person.guidance)
+        conditions = network.conditions(person.text, weights, features, 1.0)
+        x = np.repeat(x, 3, axis=0)
+        results.append(solve(network, x, person.schedule.sampling(STEPS), conditions, "sample", silent))
+    return relative_l2(*results)
+
+
+def relative_l2(found: np.ndarray, expected: np.ndarray) -> float:
+    """||found - expected|| / ||expected||, in float64."""
+    found, expected = found.astype(np.float64), expected.astype(np.float64)
+    return float(np.linalg.norm(found - expected) / max(np.linalg.norm(expected), 1e-30))
+
+
+def _version() -> str:
+    from importlib.metadata import version
+
+    return version("onnxruntime")

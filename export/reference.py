@@ -1,0 +1,29 @@
+"""The reference: a run's own modules, in memory, behind the same session that bundles have."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from posecrafter.export.describe import describe
+from posecrafter.export.graphs import Graph, make_graphs
+from posecrafter.export.options import ExportOptions
+from posecrafter.export.run import Run
+from posecrafter.runtime import Bundle, Session
+from posecrafter.runtime.engines.torch import TorchEngine
+
+
+def reference_graphs(run: Path | str, base: Path | str | None = None) -> dict[str, Graph]:
+    """The modules that `export` traces, before anything is folded or converted. Raises: as `Run.read`, `Run.load`."""
+    return make_graphs(Run.read(run).load(base))
+
+
+def open_reference(run: Path | str, base: Path | str | None = None, device: str = "cpu") -> Session:
+    """A session on eager PyTorch, straight from a run folder. Raises: as `Run.read` and `Run.load`."""
+    tuned = Run.read(run)
+    model = tuned.load(base)
+    empty, prompt = model.encode_text(["", tuned.record["prompt"]]).numpy()
+    bundle = Bundle(describe(tuned, model, ExportOptions()), tuned.poses, tuned.latents.numpy(), prompt, empty)
+    bundle.check()
+    graphs = make_graphs(model)
+    engine = TorchEngine({g.name: (g.module, tuple(g.inputs), tuple(g.outputs)) for g in graphs.values()}, device)
+    return Session(bundle, engine)

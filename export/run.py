@@ -1,0 +1,78 @@
+"""What fine-tuning left, read back: the run's record, and its base with the person in it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from posecrafter.errors import ExportError
+from posecrafter.files import read_json
+from posecrafter.finetune.base import Base, load_base
+from posecrafter.finetune.person import apply_decoder, apply_person, load_person
+from posecrafter.finetune.run_folder import FORMAT
+from posecrafter.pose import PoseTrack, read_poses
+
+FILES = ("person.safetensors", "poses.json", "latents.safetensors")
+"""What a bundle takes over from a run as it is."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run. record: run.json. poses: N frames at the run's size. latents: float32 [N, L, h, w], scaled."""
+
+    folder: Path
+    record: Mapping[str, Any]
+    poses: PoseTrack
+    latents: Tensor
+
+    @classmethod
+    def read(cls, folder: Path | str) -> Self:
+        """Raises: ExportError "run-missing", "run-format", "run-incomplete"."""
+        folder = Path(folder)
+        path = folder / "run.json"
+        if not path.is_file():
+            raise ExportError(
+                "run-missing",
+                f"{folder} holds no finished run ({path.name} is missing); posecrafter finetune makes one",
+            )
+        try:
+            record = read_json(path)
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ExportError("run-format", f"{path} is not valid JSON ({error}); fine-tune again") from error
+        if record.get("format") != FORMAT:
+            raise ExportError(
+                "run-format", f"{path} has format {record.get('format')!r}, expected {FORMAT!r}; fine-tune again"
+            )
+        missing = [name for name in FILES if not (folder / name).is_file()]
+        if missing:
+            raise ExportError("run-incomplete", f"{folder} lacks {missing[0]}; copy the run whole or fine-tune again")
+        try:
+            latents = load_file(folder / "latents.safetensors")["latents"].float()
+        except (SafetensorError, KeyError) as error:
+            raise ExportError("run-incomplete", f"{folder}/latents.safetensors: {error}; fine-tune again") from error
+        return cls(folder, record, read_poses(folder / "poses.json"), latents)
+
+    def load(self, source: str | Path | None = None) -> Base:
+        """The base the run was tuned on, with the person in it: LoRA merged, decoder exchanged; fp32.
+
+        source: where the base is now; None for where it was. Raises: BaseModelError; ExportError "base-differs".
+        """
+        told = self.record["base"]
+        base = load_base(told["source"] if source is None else source, told["controlnet"])
+        if base.sha256 != told["sha256"]:
+            raise ExportError(
+                "base-differs",
+                f"the base {base.source} has sha256 {base.sha256[:12]}, the run was tuned on {told['sha256'][:12]}; "
+                "give that base with --base, or fine-tune again",
+            )
+        person = load_person(self.folder / "person.safetensors")
+        apply_person(base.denoiser, person)
+        apply_decoder(base.vae, person)
+        return base
