@@ -11,7 +11,7 @@ import typer
 from posecrafter.errors import RequestError
 
 if TYPE_CHECKING:
-    from posecrafter.runtime import Request, Session
+    from posecrafter.runtime import Plan, Request, Session
 
 Source = Annotated[Path, typer.Argument(help="A bundle, or with --engine torch a tuning run's folder.")]
 Poses = Annotated[Path, typer.Option("--poses", help="Target poses: OpenPose JSON, a file or a folder.")]
@@ -46,7 +46,9 @@ def plan_command(
     request = _request(
         poses, steps=steps, guidance=guidance, inversion=inversion, edit=edit, window=window, memory=memory
     )
-    _report(make_plan(request, Bundle.open(bundle)).summary(), as_json)
+    plan = make_plan(request, Bundle.open(bundle))
+    _warn(plan)
+    _report(plan.summary(), as_json)
 
 
 def generate_command(
@@ -89,8 +91,7 @@ def generate_command(
         decode_chunk=decode_chunk,
     )
     with _open(bundle, engine, threads) as session:
-        for warning in session.plan(request).warnings:
-            typer.echo(f"warning: {warning}", err=True)
+        _warn(session.plan(request))
         with bars() as progress:
             result = session.render(request, progress)
         _write_frames(out, result.frames, session.bundle.manifest.fps if fps is None else fps)
@@ -142,6 +143,11 @@ def _write_frames(out: Path, frames: Any, fps: float) -> None:
             (folder / f"{index:05d}.png").write_bytes(png.tobytes())
 
 
+def _warn(plan: Plan) -> None:
+    for warning in plan.warnings:
+        typer.echo(f"warning: {warning}", err=True)
+
+
 def _report(values: dict[str, Any], as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(values))
@@ -151,5 +157,3 @@ def _report(values: dict[str, Any], as_json: bool) -> None:
             continue
         shown = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
         typer.echo(f"{name.replace('_', ' '):<20} {shown}")
-    for warning in values.get("warnings", ()):
-        typer.echo(f"warning: {warning}")
