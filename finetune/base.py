@@ -162,9 +162,9 @@ def load_base(
     )
 
 
-def read_base_defaults(source: str | Path) -> Defaults:
+def read_base_defaults(source: str | Path, controlnet: str | Path | None = None) -> Defaults:
     """Only posecrafter.json of a base, before anything heavy is loaded; a hub id is downloaded as `load_base` would."""
-    return _read_defaults(_source_folder(str(source), with_controlnet=True) / "posecrafter.json")[0]
+    return _read_defaults(_source_folder(str(source), with_controlnet=controlnet is None) / "posecrafter.json")[0]
 
 
 def _source_folder(source: str, with_controlnet: bool) -> Path:

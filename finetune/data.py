@@ -22,7 +22,7 @@ _CHUNK = 8
 
 @dataclass(frozen=True)
 class Clip:
-    """One clip, ready to train on; tensors are on the base's device.
+    """One clip, ready to train on; but for the frames, tensors are on the base's device.
 
     frames: uint8 [N, H, W, 3]. poses: N frames on a canvas of W x H. latents: float32 [N, L, h, w], times
     scaling_factor. pose_features: [N, C0, h, w], the pose maps behind ControlNet's embedding. text: [1, T, D].

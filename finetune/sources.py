@@ -148,7 +148,10 @@ def _download(source: str, folders: tuple[str, ...]) -> Path:
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        return Path(snapshot_download(source, allow_patterns=wanted_files(HfApi().list_repo_files(source), folders)))
+        wanted = wanted_files(source, HfApi().list_repo_files(source), folders)
+        return Path(snapshot_download(source, allow_patterns=wanted))
+    except BaseModelError:
+        raise
     except HfHubHTTPError as error:
         message = f"the hub refuses {source}: {str(error).splitlines()[0]}; check the id, or pass a local folder"
         raise BaseModelError("base-missing", message) from error
@@ -160,15 +163,27 @@ def _download(source: str, folders: tuple[str, ...]) -> Path:
         ) from error
 
 
-def wanted_files(files: list[str], folders: tuple[str, ...]) -> list[str]:
-    """Of a repository's files: JSON and text of the components' folders, and one safetensors variant each."""
+def wanted_files(source: str, files: list[str], folders: tuple[str, ...]) -> list[str]:
+    """Of a repository's files: JSON and text of the components' folders, and one safetensors variant each.
+
+    Raises: BaseModelError "base-component-missing", "base-not-safetensors", before gigabytes are downloaded in vain.
+    """
     wanted = [file for file in files if file == "posecrafter.json"]
     for folder in folders:
         prefix = f"{folder}/" if folder else ""
         inside = [file for file in files if file.startswith(prefix) and "/" not in file[len(prefix) :]]
-        wanted += [file for file in inside if file.endswith((".json", ".txt"))]
-        weights = [file for file in inside if file.endswith(".safetensors") and ".non_ema" not in file]
-        named = [file for file in weights if Path(file).name.startswith(("diffusion_pytorch_model", "model"))]
-        full = [file for file in named if ".fp16" not in file]
-        wanted += full or named
+        names = {Path(file).name: file for file in inside}
+        if not names:
+            cure = "pass --controlnet with a folder or hub id" if folder == "controlnet" else "use a complete base"
+            raise BaseModelError("base-component-missing", f"the base {source} has no {folder}; {cure}")
+        stems = (WEIGHT_STEMS.get(folder, "diffusion_pytorch_model"),)
+        weights = [n for n in names if n.startswith(stems) and n.endswith(".safetensors") and ".non_ema" not in n]
+        if not weights and (folder in WEIGHT_STEMS or not folder):
+            raise BaseModelError(
+                "base-not-safetensors",
+                f"{prefix or source} on the hub holds no safetensors weights; download {source} and pass its folder: "
+                "the message then says how to convert it",
+            )
+        full = [name for name in weights if ".fp16" not in name]
+        wanted += [names[name] for name in names if name.endswith((".json", ".txt")) or name in (full or weights)]
     return wanted

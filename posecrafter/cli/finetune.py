@@ -94,7 +94,7 @@ def finetune_command(
     from posecrafter.finetune.run_folder import RunFolder
     from posecrafter.finetune.train import finetune
 
-    options = FinetuneOptions.for_base(read_base_defaults(base), **given)
+    options = FinetuneOptions.for_base(read_base_defaults(base, controlnet), **given)
     RunFolder(out).check(resume, overwrite)
     with bars() as progress, _interrupt() as cancel:
         loaded = load_base(base, controlnet, _device(device))

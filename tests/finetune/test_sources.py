@@ -101,7 +101,7 @@ def test_only_what_is_needed_is_downloaded() -> None:
         "tokenizer/merges.txt",
         "safety_checker/model.safetensors",
     ]
-    assert wanted_files(repository, ("unet", "vae", "tokenizer")) == [
+    assert wanted_files("a/b", repository, ("unet", "vae", "tokenizer")) == [
         "posecrafter.json",
         "unet/config.json",
         "unet/diffusion_pytorch_model.safetensors",
@@ -110,7 +110,21 @@ def test_only_what_is_needed_is_downloaded() -> None:
         "tokenizer/merges.txt",
     ]
     controlnet = ["config.json", "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin", "images/a.json"]
-    assert wanted_files(controlnet, ("",)) == controlnet[:2]
+    assert wanted_files("a/b", controlnet, ("",)) == controlnet[:2]
+
+
+@pytest.mark.parametrize(
+    ("files", "folder", "code"),
+    [
+        (["unet/config.json"], "controlnet", "base-component-missing"),
+        (["unet/config.json", "unet/diffusion_pytorch_model.bin"], "unet", "base-not-safetensors"),
+        (["config.json", "diffusion_pytorch_model.bin"], "", "base-not-safetensors"),
+    ],
+)
+def test_a_repository_that_lacks_something_is_refused_before_the_download(files, folder, code) -> None:
+    with pytest.raises(BaseModelError) as caught:
+        wanted_files("a/b", files, (folder,))
+    assert caught.value.code == code
 
 
 def test_a_path_that_is_no_folder_and_no_hub_id_is_refused(tmp_path) -> None:

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from posecrafter.errors import PoseCrafterError, TrainingError
 from posecrafter.files import read_json
 from posecrafter.finetune import train as module
+from posecrafter.finetune.base import load_base
 from posecrafter.finetune.data import frame_clip, prepare_clip
 from posecrafter.finetune.options import FinetuneOptions
 from posecrafter.finetune.person import apply_person, load_person
@@ -192,3 +193,15 @@ def test_progress_tells_stage_step_and_loss(run) -> None:
 def test_gradient_checkpointing_gives_the_same_person(run, options) -> None:
     plain, saving = run("plain"), run("saving", replace(options, gradient_checkpointing=True))
     assert same_person(plain, saving)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_training_on_cuda_stops_and_resumes_in_every_precision(tiny_base, clip, options, tmp_path, precision) -> None:
+    options = replace(options, precision=precision, adapt_decoder=2)
+    with pytest.raises(TrainingError, match="--resume"):
+        finetune(*clip, load_base(tiny_base, device="cuda"), tmp_path / "run", options, cancel=stop_before(4))
+    out = finetune(*clip, load_base(tiny_base, device="cuda"), tmp_path / "run", options, resume=True).out
+    assert [number for number, _ in curve(out)] == list(range(1, 7))
+    assert read_json(out / "run.json")["precision"] == precision
