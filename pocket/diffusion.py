@@ -49,6 +49,8 @@ SCHEDULE: dict[str, Any] = {
     "clip_sample": False,
     "prediction_type": "epsilon",
 }
+POSE_STYLE = "v1.1-small"
+"""At 128x128 the strokes of v1.1 would hide the face: pose/draw.py."""
 DROPPED_CAPTIONS, DROPPED_POSES, DROPPED_HANDS = 0.1, 0.05, 0.15
 SAMPLES = 8
 GUIDANCE = 2.0
@@ -102,7 +104,7 @@ def control_images(figures: Figures, chosen: npt.NDArray[np.int64], random: np.r
                     score[hand] = 0
             if random.random() < DROPPED_POSES:
                 score[:] = 0
-        maps[row] = draw_frame(figures.xy[index], score, size, size)
+        maps[row] = draw_frame(figures.xy[index], score, size, size, POSE_STYLE)
     return torch.from_numpy(maps).permute(0, 3, 1, 2).float() / 255
 
 

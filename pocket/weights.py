@@ -15,7 +15,7 @@ from posecrafter.pocket.diffusion import GUIDANCE, SCHEDULE
 FOLDER = Path(__file__).parent / "weights"
 DEFAULTS: dict[str, Any] = {
     "defaults": {"width": 128, "height": 128, "steps": 25, "guidance": GUIDANCE, "control_scale": 1.0},
-    "pose_style": "v1.1",
+    "pose_style": "v1.1-small",
 }
 
 

@@ -114,7 +114,7 @@ def test_heads_are_16_wide_or_wider_and_options_are_stable_diffusions():
 
 def test_defaults_for_the_tool_are_there():
     defaults = json.loads((FOLDER / "posecrafter.json").read_text())
-    assert defaults["pose_style"] == "v1.1"
+    assert defaults["pose_style"] == "v1.1-small"
     assert (defaults["defaults"]["width"], defaults["defaults"]["height"]) == (128, 128)
 
 
