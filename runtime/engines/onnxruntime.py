@@ -36,14 +36,15 @@ class OnnxRuntimeEngine:
     """Graphs of a bundle folder on ONNX Runtime's CPU provider.
 
     On the CPU a graph's own variant `<name>.cpu.onnx` is taken where the bundle has one: it holds the same network with
-    the CPU's attention operator. threads: None for one a core.
+    the CPU's attention operator. portable: leave that variant out. threads: None for one a core.
     """
 
     name = "onnxruntime"
     device = "cpu"
 
-    def __init__(self, folder: Path, threads: int | None = None) -> None:
+    def __init__(self, folder: Path, threads: int | None = None, portable: bool = False) -> None:
         self._folder = folder
+        self._suffixes = ("",) if portable else (".cpu", "")
         self._graphs: dict[str, OnnxRuntimeGraph] = {}
         self._options = ort.SessionOptions()
         self._options.log_severity_level = 3
@@ -52,7 +53,7 @@ class OnnxRuntimeEngine:
 
     def load(self, graph: str) -> OnnxRuntimeGraph:
         if graph not in self._graphs:
-            variants = [self._folder / "graphs" / f"{graph}{suffix}.onnx" for suffix in (".cpu", "")]
+            variants = [self._folder / "graphs" / f"{graph}{suffix}.onnx" for suffix in self._suffixes]
             path = next((path for path in variants if path.is_file()), None)
             if path is None:
                 raise EngineError("engine-load", f"{self._folder} has no graph '{graph}'; export it again")
