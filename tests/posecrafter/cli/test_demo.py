@@ -8,7 +8,8 @@ from pathlib import Path
 import cv2
 import pytest
 
-from posecrafter.bench.carphone import TARGET, TRAINING, carphone_video
+from posecrafter.bench.carphone import carphone_video
+from posecrafter.cli.demo import TARGET, TRAINING
 from posecrafter.errors import PoseError
 from posecrafter.pose.environment import extractor_python
 from posecrafter.video import read_video
