@@ -1,7 +1,7 @@
 """Stage 1: the autoencoder, trained on squares of photographs and rendered people.
 
 Loss: L1 + L1 of the image gradients at three scales (it keeps edges where plain L1 blurs), mean squared error,
-L1 of hues, a linear probe of coarse colours, and a KL term of fixed variance.
+L1 of hues, a linear probe of coarse waves, and a KL term of fixed variance.
 The latents' standard deviation becomes scaling_factor, so that the diffusion model sees unit variance.
 """
 
@@ -36,7 +36,7 @@ NOISE = 0.05
 GRADIENT_WEIGHT = 0.7
 COLOUR_WEIGHT = 0.5
 PROBE_WEIGHT = 1.0
-"""A linear map must read the coarse colours from the latents; it keeps all channels in use from the start."""
+"""A linear map must read the picture's coarse waves from the latents; it keeps all channels in use from the start."""
 
 
 def build() -> AutoencoderKL:
@@ -72,9 +72,27 @@ def colour_loss(first: Tensor, second: Tensor) -> Tensor:
     return hues.abs().mean() + coarse.abs().mean() + coarse_hues.abs().mean()
 
 
-def quarters(images: Tensor) -> Tensor:
-    """The mean colours of the four quarters of every latent cell: [B, 3, H, W] -> [B, 12, H/8, W/8]."""
-    return functional.pixel_unshuffle(functional.avg_pool2d(images, 4), 2)
+def waves(images: Tensor) -> Tensor:
+    """The 16 coarsest waves of every latent cell: [B, 3, H, W] -> [B, 16, H/8, W/8], roughly equal in strength.
+
+    8x8 cosine transform (Ahmed et al. 1974) of brightness (10 coefficients) and of two hues (3 each).
+    """
+    grey = images.mean(dim=1, keepdim=True)
+    planes = torch.cat([grey, images[:, :1] - grey, images[:, 2:] - grey], dim=1)
+    parts = []
+    for plane, orders in enumerate((_ORDERS, _ORDERS[:3], _ORDERS[:3])):
+        kernels = torch.stack([_wave(*order) for order in orders])[:, None].to(images)
+        parts.append(functional.conv2d(planes[:, plane : plane + 1], kernels, stride=8))
+    return torch.cat(parts, dim=1)
+
+
+_ORDERS = ((0, 0), (0, 1), (1, 0), (1, 1), (0, 2), (2, 0), (1, 2), (2, 1), (0, 3), (3, 0))
+
+
+def _wave(rows: int, columns: int) -> Tensor:
+    """One cosine wave, float32 [8, 8]; finer ones stronger, as pictures hold less of them."""
+    turns = (torch.arange(8) + 0.5) * torch.pi / 8
+    return torch.outer(torch.cos(rows * turns), torch.cos(columns * turns)) * (1 + rows + columns) / 64
 
 
 def tensor_of(images: Image, device: torch.device) -> Tensor:
@@ -94,7 +112,7 @@ class AutoencoderStage:
     def __init__(self, sources: list[tuple[Image, float]], held_out: Image, batch_size: int, device: torch.device):
         self.sources, self.held_out, self.batch_size, self.device = sources, held_out, batch_size, device
         self.autoencoder = build().to(device, memory_format=torch.channels_last)
-        self.probe = nn.Conv2d(16, 12, 1).to(device)
+        self.probe = nn.Conv2d(16, 16, 1).to(device)
         self.models: dict[str, nn.Module] = {"autoencoder": self.autoencoder, "probe": self.probe}
 
     def loss(self, random: np.random.Generator, fraction: float) -> Tensor:
@@ -106,7 +124,7 @@ class AutoencoderStage:
         restored = self.autoencoder.decode(latents + NOISE * torch.randn_like(latents)).sample.float()
         loss = functional.l1_loss(restored, images) + functional.mse_loss(restored, images)
         loss = loss + GRADIENT_WEIGHT * gradient_loss(restored, images) + COLOUR_WEIGHT * colour_loss(restored, images)
-        loss = loss + PROBE_WEIGHT * functional.l1_loss(self.probe(latents).float(), quarters(images))
+        loss = loss + PROBE_WEIGHT * functional.l1_loss(self.probe(latents).float(), waves(images))
         return loss + KL_WEIGHT * latents.float().square().mean()
 
     def sample(self, run: Run, step: int, average: Average) -> None:
