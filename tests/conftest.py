@@ -25,6 +25,56 @@ def make_tiny_base() -> Callable[..., Path]:
     return write_tiny_base
 
 
+@pytest.fixture(scope="session")
+def tiny_run(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run on the tiny base: six frames, and a person of random changes in place of training."""
+    return write_tiny_run(tmp_path_factory.mktemp("tiny") / "run", tiny_base)
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny run, exported."""
+    from posecrafter.export.export import export_bundle
+
+    return export_bundle(tiny_run, tmp_path_factory.mktemp("tiny") / "bundle")
+
+
+def write_tiny_run(folder: Path, base_folder: Path, seed: int = 0) -> Path:
+    """Write what fine-tuning writes: poses, latents, a full person and the record."""
+    import numpy as np
+    import torch
+
+    from posecrafter.finetune.base import load_base
+    from posecrafter.finetune.person import Person
+    from posecrafter.finetune.run_folder import RunFolder
+    from posecrafter.finetune.trainable import trained_names
+    from posecrafter.pose import PoseTrack
+
+    base, generator, random = load_base(base_folder), torch.Generator().manual_seed(seed), np.random.default_rng(seed)
+    weights = dict(base.denoiser.named_parameters())
+    changed = {
+        name: weights[name] + 0.1 * torch.randn(weights[name].shape, generator=generator)
+        for name in trained_names(base.denoiser, "method")
+    }
+    xy = random.uniform(0.2, 0.8, (1, 130, 2)) * TINY_SIZE + np.cumsum(random.normal(0, 0.6, (6, 1, 2)), axis=0)
+    track = PoseTrack(xy.astype(np.float32), np.ones((6, 130), np.float32), TINY_SIZE, TINY_SIZE)
+    patches = random.integers(0, 256, (6, TINY_SIZE // 8, TINY_SIZE // 8, 3), dtype=np.uint8)
+    frames = torch.from_numpy(patches.repeat(8, axis=1).repeat(8, axis=2))
+    record = {
+        "base": {"source": str(base_folder), "controlnet": None, "sha256": base.sha256},
+        "width": TINY_SIZE,
+        "height": TINY_SIZE,
+        "frames": 6,
+        "fps": 25.0,
+        "prompt": "a person",
+        "pose_style": base.pose_style,
+        "steps": 0,
+    }
+    folder.mkdir(parents=True)
+    RunFolder(folder).finish(Person(changed, "full", base.sha256), track, base.encode_frames(frames), record)
+    return folder
+
+
 def write_tiny_base(folder: Path, seed: int = 0, **unet_options: Any) -> Path:
     """Write unet, controlnet, vae, text_encoder, tokenizer, scheduler and posecrafter.json to `folder`."""
     import torch
