@@ -144,7 +144,7 @@ def test_a_full_disk_leaves_nothing_half_written(clip: Path, bundle: Path, tmp_p
     if mounted.returncode:
         pytest.skip("mounting a small file system needs privileges")
     try:
-        words = ["generate", bundle, "--poses", clip.with_suffix(".json"), "--steps", "1", "--out", disk / "out.mp4"]
+        words = ["generate", bundle, "--poses", clip.with_suffix(".json"), "--steps", "1", "--out", disk / "frames"]
         done = subprocess.run(
             [sys.executable, "-m", "posecrafter", *map(str, words)], capture_output=True, text=True, check=False
         )
