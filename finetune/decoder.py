@@ -20,7 +20,7 @@ from posecrafter.finetune.options import FinetuneOptions
 from posecrafter.finetune.person import DECODER
 from posecrafter.progress import Cancel, Progress, silent
 
-_BATCH = 8
+_BATCH = 4
 _LEARNING_RATE = 5e-4
 _BLUR = 0.05
 """Standard deviation of the noise on the latents: what is generated is never exactly what was encoded."""
