@@ -33,10 +33,9 @@ def test_the_person_file_carries_the_decoder(base, clip, options, tmp_path, tole
     tuned = copy.deepcopy(base)
     out = finetune(*clip, tuned, tmp_path / "run", replace(options, steps=1, adapt_decoder=3)).out
     apply_decoder(base.vae, load_person(out / "person.safetensors"))
-    latents = torch.randn(1, 6, 8, 8)
-    with torch.no_grad():
-        expected, loaded = tuned.decode_latents(latents), base.decode_latents(latents)
-    assert (loaded - expected).abs().max() < tolerance["half"] * expected.abs().max()
+    loaded = base.vae.state_dict()
+    for name, expected in tuned.vae.state_dict().items():
+        assert (loaded[name] - expected).abs().max() < tolerance["half"] * expected.abs().max() + 1e-7
     record = read_json(out / "run.json")["decoder_psnr"]
     assert record["after"] > record["before"]
 
