@@ -8,7 +8,14 @@ import torch
 
 from posecrafter.pocket.autoencoder import build
 from posecrafter.pocket.data import Figures
-from posecrafter.pocket.diffusion import DiffusionStage, build_controlnet, build_unet, control_images, material_of
+from posecrafter.pocket.diffusion import (
+    POSE_STYLE,
+    DiffusionStage,
+    build_controlnet,
+    build_unet,
+    control_images,
+    material_of,
+)
 from posecrafter.pocket.weights import parameters
 from posecrafter.pocket.words import build_text_encoder, build_tokenizer
 from posecrafter.pose import draw_frame
@@ -34,7 +41,7 @@ def test_pose_maps_are_the_drawn_poses(stage):
     figures = stage.material.figures
     maps = control_images(figures, np.array([3]), None)
     assert maps.shape == (1, 3, 128, 128)
-    drawn = draw_frame(figures.xy[3], figures.score[3], 128, 128)
+    drawn = draw_frame(figures.xy[3], figures.score[3], 128, 128, POSE_STYLE)
     assert np.allclose(maps[0].permute(1, 2, 0).numpy() * 255, drawn, atol=1e-3)
 
 

@@ -11,6 +11,7 @@ from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, UNet2DCondi
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from posecrafter.pocket.autoencoder import reconstruct
+from posecrafter.pocket.diffusion import POSE_STYLE
 from posecrafter.pocket.figures import still
 from posecrafter.pocket.training import psnr
 from posecrafter.pocket.weights import FOLDER, parameters
@@ -77,7 +78,7 @@ def test_the_networks_predict_noise_better_than_nothing_and_poses_help(autoencod
     controlnet = ControlNetModel.from_pretrained(FOLDER / "controlnet").eval()
     schedule = DDIMScheduler.from_pretrained(FOLDER / "scheduler")
     pictures = torch.from_numpy(np.stack([figure[0] for figure in figures])).permute(0, 3, 1, 2).float() / 127.5 - 1
-    maps = np.stack([draw_frame(figure[1], figure[2], 128, 128) for figure in figures])
+    maps = np.stack([draw_frame(figure[1], figure[2], 128, 128, POSE_STYLE) for figure in figures])
     poses = torch.from_numpy(maps).permute(0, 3, 1, 2).float() / 255
     noise = torch.randn((8, 16, 16, 16), generator=torch.Generator().manual_seed(0))
     timesteps = torch.full((8,), 700)
