@@ -111,7 +111,7 @@ def control_images(figures: Figures, chosen: npt.NDArray[np.int64], random: np.r
 class DiffusionStage:
     """Trains the three networks; the last SAMPLES figures are held out and shown on the sheets."""
 
-    learning_rate = 1e-3
+    learning_rate = 5e-4
 
     def __init__(
         self,
