@@ -100,15 +100,24 @@ def _write_graphs(
     progress: Progress,
     cancel: Cancel | None,
 ) -> None:
-    ranges = make_ranges(base, options)
-    for done, graph in enumerate(reference.values()):
+    ranges, done, total = make_ranges(base, options), 0, 3 * len(reference)
+
+    def report(what: str) -> None:
+        nonlocal done
         if cancel is not None and cancel():
-            raise ExportError("cancelled", f"stopped before graph '{graph.name}'; nothing was written")
-        progress("export", done, len(reference), graph.name)
-        module = exported_copy(graph.module, options)
-        graph = replace(graph, module=module)
-        save_graph(translate(graph, trace(graph, ranges)), folder, graph.name, cpu_copy=graph.name != "text_encoder")
-    progress("export", len(reference), len(reference))
+            raise ExportError("cancelled", f"stopped before: {what}; nothing was written")
+        progress("export", done, total, what)
+        done += 1
+
+    for graph in reference.values():
+        graph = replace(graph, module=exported_copy(graph.module, options))
+        report(f"trace {graph.name}")
+        program = trace(graph, ranges)
+        report(f"translate {graph.name}")
+        model = translate(graph, program)
+        report(f"write {graph.name}")
+        save_graph(model, folder, graph.name, cpu_copy=graph.name != "text_encoder")
+    progress("export", total, total)
 
 
 def exported_copy(module: nn.Module, options: ExportOptions) -> nn.Module:

@@ -13,6 +13,14 @@ TINY_SIZE = 64
 """Width and height in pixels that the tiny base is made for; its autoencoder's factor is 8."""
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests marked slow run when they are asked for: pytest -m slow."""
+    if "slow" not in config.option.markexpr:
+        for item in items:
+            if item.get_closest_marker("slow") is not None:
+                item.add_marker(pytest.mark.skip(reason="longer than a minute; run it with: pytest -m slow"))
+
+
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base folder with every component: 6 latent channels, 3 levels of widths 32, 64, 64, 16 text tokens."""
