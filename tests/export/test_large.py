@@ -1,0 +1,80 @@
+"""Stable Diffusion 1.5's size with random weights: too large for one protobuf file."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from posecrafter.export.export import exported_copy
+from posecrafter.export.graphs import Border, Graph, Step
+from posecrafter.export.options import ExportOptions
+from posecrafter.export.parity import relative_l2
+from posecrafter.export.save import save_graph
+from posecrafter.export.trace import trace, translate
+from posecrafter.finetune.network import VideoControlNet, VideoDenoiser, VideoUNet
+from posecrafter.manifest import Range
+
+SD15 = {
+    "in_channels": 4,
+    "out_channels": 4,
+    "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
+    "block_out_channels": [320, 640, 1280, 1280],
+    "layers_per_block": 2,
+    "norm_num_groups": 32,
+    "norm_eps": 1e-05,
+    "cross_attention_dim": 768,
+    "attention_head_dim": 8,
+    "conditioning_embedding_out_channels": [16, 32, 96, 256],
+}
+
+
+def random_denoiser() -> VideoDenoiser:
+    """fp16 throughout; matrices scaled so that activations stay near 1."""
+    with torch.device("meta"):
+        denoiser = VideoDenoiser(VideoUNet.from_config(SD15), VideoControlNet.from_config(SD15)).half()
+    denoiser.to_empty(device="cpu").eval().requires_grad_(False)
+    generator = torch.Generator().manual_seed(0)
+    for name, weight in denoiser.named_parameters():
+        if weight.ndim > 1:
+            weight.copy_(torch.rand(weight.shape, generator=generator) - 0.5).mul_((12 / weight[0].numel()) ** 0.5 / 2)
+        else:
+            weight.fill_(float(".norm" in name and name.endswith(".weight")))
+    return denoiser
+
+
+@pytest.mark.slow
+def test_sd15_in_half_precision_is_exported_with_external_weights_and_runs(
+    tmp_path: Path, run_onnx: Any, run_torch: Any, tolerance: dict[str, float]
+) -> None:
+    latents = ("frames", 4, "h", "w")
+    inputs = {
+        "x": Border(latents),
+        "timestep": Border((1,), torch.int64, 1000),
+        "a": Border(()),
+        "b": Border(()),
+        "text": Border(("prompts", 77, 768)),
+        "weight": Border(("prompts",)),
+        "pose_features": Border(("frames", 320, "h", "w")),
+        "control_scale": Border(()),
+    }
+    graph = Graph("denoiser", Step(random_denoiser()), inputs, {"x_next": latents, "eps": latents})
+    ranges = {"frames": Range(1, 129), "prompts": Range(1, 8), "h": Range(9, 128), "w": Range(9, 128)}
+    example = graph.example({"frames": 2, "prompts": 2, "h": 9, "w": 10})
+    expected = run_torch(graph.module, example)
+    half = replace(graph, module=exported_copy(graph.module, ExportOptions(precision="fp16")))
+    graph.module.to_empty(device="meta")
+    save_graph(translate(half, trace(half, ranges)), tmp_path, "denoiser", cpu_copy=True)
+    del half
+
+    sizes = {path.name: path.stat().st_size for path in tmp_path.iterdir()}
+    print(sizes)
+    assert sizes["denoiser.weights"] > 2**31
+    assert sizes["denoiser.onnx"] + sizes["denoiser.cpu.onnx"] < 2**24
+    for ours, theirs in zip(run_onnx(tmp_path / "denoiser.cpu.onnx", example), expected, strict=True):
+        assert np.isfinite(ours).all()
+        assert relative_l2(ours, theirs) < tolerance["half"]
