@@ -19,7 +19,7 @@ from posecrafter.export.describe import describe
 from posecrafter.export.graphs import Graph, make_graphs, make_ranges
 from posecrafter.export.nodes import place_nodes
 from posecrafter.export.options import ExportOptions
-from posecrafter.export.parity import Person, check_parity
+from posecrafter.export.parity import Sample, check_parity
 from posecrafter.export.run import FILES, Run
 from posecrafter.export.save import save_graph
 from posecrafter.export.trace import trace, translate
@@ -60,7 +60,7 @@ def export_bundle(
         write_tokenizer(folder / "graphs" / "tokenizer.json", model.tokenizer, ["", tuned.record["prompt"]])
         _write_graphs(folder / "graphs", reference, model, options, progress, cancel)
         manifest = describe(tuned, model, options)
-        person = Person(
+        sample = Sample(
             poses=tuned.poses,
             style=manifest.pose_style,
             latents=tuned.latents.numpy(),
@@ -70,7 +70,7 @@ def export_bundle(
             factor=model.factor,
         )
         smallest = manifest.height.min // model.factor
-        parity = check_parity(folder, reference, person, options.precision, smallest, progress, cancel)
+        parity = check_parity(folder, reference, sample, options.precision, smallest, progress, cancel)
         replace(manifest, parity=parity, files=Manifest.entries(folder)).write(folder)
     return out
 

@@ -34,7 +34,7 @@ LARGEST = 16
 
 
 @dataclass(frozen=True)
-class Person:
+class Sample:
     """What the comparison takes from a run.
 
     latents: float32 [N, L, h, w]. text: of the empty prompt and the run's, float32 [2, T, D]. factor: pixels per cell.
@@ -63,7 +63,7 @@ class Person:
 def check_parity(
     folder: Path,
     reference: Mapping[str, Graph],
-    person: Person,
+    sample: Sample,
     precision: Precision,
     smallest: int,
     progress: Progress = silent,
@@ -80,10 +80,10 @@ def check_parity(
     figures: dict[str, Any] = {"engine": f"onnxruntime {version('onnxruntime')} on {ours.device}"}
     checks: dict[str, Callable[[], float]] = {}
     for name in reference:
-        checks[name] = partial(_graph_distance, name, ours, theirs, person, smallest)
+        checks[name] = partial(_graph_distance, name, ours, theirs, sample, smallest)
         if (folder / "graphs" / f"{name}.cpu.onnx").is_file():
-            checks[f"{name}, portable"] = partial(_graph_distance, name, portable, theirs, person, smallest)
-    checks["latents"] = partial(_latent_distance, ours, theirs, person)
+            checks[f"{name}, portable"] = partial(_graph_distance, name, portable, theirs, sample, smallest)
+    checks["latents"] = partial(_latent_distance, ours, theirs, sample)
     try:
         for done, (name, distance) in enumerate(checks.items(), start=1):
             if cancel is not None and cancel():
@@ -113,14 +113,14 @@ def _checked(name: str, distance: Callable[[], float], limit: float, precision: 
     return float(f"{figure:.3g}")
 
 
-def _graph_distance(name: str, ours: Engine, theirs: Engine, person: Person, smallest: int) -> float:
+def _graph_distance(name: str, ours: Engine, theirs: Engine, sample: Sample, smallest: int) -> float:
     """The largest relative distance over three sizes and all outputs."""
-    high, wide = (min(cells, LARGEST) for cells in person.latents.shape[2:])
+    high, wide = (min(cells, LARGEST) for cells in sample.latents.shape[2:])
     odd = smallest | 1
     cases = [(1, 1, high, wide), (3, 2, odd, odd + 3), (5, 3, high, wide)]
     distances = []
     for frames, prompts, h, w in cases:
-        inputs = _inputs(name, theirs, person, frames, prompts, h, w)
+        inputs = _inputs(name, theirs, sample, frames, prompts, h, w)
         results = []
         for engine in (ours, theirs):
             buffers = {key: engine.upload(np.ascontiguousarray(value)) for key, value in inputs.items()}
@@ -130,47 +130,47 @@ def _graph_distance(name: str, ours: Engine, theirs: Engine, person: Person, sma
 
 
 def _inputs(
-    name: str, reference: Engine, person: Person, frames: int, prompts: int, h: int, w: int
+    name: str, reference: Engine, sample: Sample, frames: int, prompts: int, h: int, w: int
 ) -> dict[str, np.ndarray]:
     """Inputs such as a request has: the person's poses, latents and text."""
     random = np.random.default_rng(frames)
-    clean = person.cut(frames, h, w)
+    clean = sample.cut(frames, h, w)
     if name == "vae_decoder":
         return {"latents": clean}
     if name == "text_encoder":
-        return {"input_ids": random.integers(0, 100, (prompts, person.text.shape[1]))}
-    images = person.maps(frames, h, w).transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255)
+        return {"input_ids": random.integers(0, 100, (prompts, sample.text.shape[1]))}
+    images = sample.maps(frames, h, w).transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255)
     if name == "pose_encoder":
         return {"control_images": images}
     features = reference.load("pose_encoder").run({"control_images": reference.upload(images)})["pose_features"]
-    weights = {1: [1.0], 2: [1 - person.guidance, person.guidance], 3: [-1.0, 1.25, 0.75]}[prompts]
+    weights = {1: [1.0], 2: [1 - sample.guidance, sample.guidance], 3: [-1.0, 1.25, 0.75]}[prompts]
     return {
         "x": np.sqrt(np.float32(0.5)) * (clean + random.standard_normal(clean.shape, np.float32)),
-        "timestep": np.array([person.schedule.train_steps // 2 + 1]),
+        "timestep": np.array([sample.schedule.train_steps // 2 + 1]),
         "a": np.array(1.02, np.float32),
         "b": np.array(-0.13, np.float32),
-        "text": person.text[np.arange(prompts) % 2],
+        "text": sample.text[np.arange(prompts) % 2],
         "weight": np.array(weights, np.float32),
         "pose_features": reference.download(features),
         "control_scale": np.array(1.0, np.float32),
     }
 
 
-def _latent_distance(ours: Engine, theirs: Engine, person: Person) -> float:
+def _latent_distance(ours: Engine, theirs: Engine, sample: Sample) -> float:
     """After 10 inversion steps of one frame and 10 guided sampling steps of three."""
     results = []
-    high, wide = (min(cells, LARGEST) for cells in person.latents.shape[2:])
+    high, wide = (min(cells, LARGEST) for cells in sample.latents.shape[2:])
     for engine in (ours, theirs):
         network = Network(engine)
-        alone = network.encode_poses(person.maps(1, high, wide))
-        conditions = network.conditions(person.text[1:], (1.0,), alone, 1.0)
-        x = np.ascontiguousarray(person.cut(1, high, wide))
-        x = solve(network, x, person.schedule.inversion(STEPS), conditions, "invert", silent)
-        features = network.encode_poses(person.maps(3, high, wide))
-        weights = (1 - person.guidance, person.guidance)
-        conditions = network.conditions(person.text, weights, features, 1.0)
+        alone = network.encode_poses(sample.maps(1, high, wide))
+        conditions = network.conditions(sample.text[1:], (1.0,), alone, 1.0)
+        x = np.ascontiguousarray(sample.cut(1, high, wide))
+        x = solve(network, x, sample.schedule.inversion(STEPS), conditions, "invert", silent)
+        features = network.encode_poses(sample.maps(3, high, wide))
+        weights = (1 - sample.guidance, sample.guidance)
+        conditions = network.conditions(sample.text, weights, features, 1.0)
         x = np.repeat(x, 3, axis=0)
-        results.append(solve(network, x, person.schedule.sampling(STEPS), conditions, "sample", silent))
+        results.append(solve(network, x, sample.schedule.sampling(STEPS), conditions, "sample", silent))
     return relative_l2(*results)
 
 

@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from posecrafter.cli import app
+from posecrafter.errors import PoseCrafterError
+from posecrafter.export import export as export_module
+
+
+@pytest.fixture
+def graphs(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take the graphs of the tiny bundle instead of tracing them anew."""
+
+    def write(folder: Path, *_: Any) -> None:
+        for file in (tiny_bundle / "graphs").iterdir():
+            shutil.copyfile(file, folder / file.name)
+
+    monkeypatch.setattr(export_module, "_write_graphs", write)
+
+
+@pytest.mark.usefixtures("graphs")
+def test_export_writes_a_bundle_and_prints_its_parity(tiny_run: Path, tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["export", str(tiny_run), "--out", str(tmp_path / "bundle"), "--json"])
+    assert done.exit_code == 0, done.output
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert report["bundle"] == str(tmp_path / "bundle")
+    assert report["parity"]["denoiser"] <= report["parity"]["bound_graph"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [(["--precision", "int4"], "options-range"), (["--max-frames", "1"], "options-range"), ([], "run-missing")],
+)
+def test_export_refuses_bad_input_and_writes_nothing(arguments: list[str], code: str, tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["export", str(tmp_path / "run"), "--out", str(tmp_path / "bundle"), *arguments])
+    assert isinstance(done.exception, PoseCrafterError)
+    assert done.exception.code == code
+    assert not (tmp_path / "bundle").exists()
