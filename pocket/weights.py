@@ -10,13 +10,25 @@ from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, UNet2DCondi
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from posecrafter.files import write_json
-from posecrafter.pocket.diffusion import GUIDANCE, SCHEDULE
+from posecrafter.pocket.diffusion import POSE_STYLE, SCHEDULE
 
 FOLDER = Path(__file__).parent / "weights"
 DEFAULTS: dict[str, Any] = {
-    "defaults": {"width": 128, "height": 128, "steps": 25, "guidance": GUIDANCE, "control_scale": 1.0},
-    "pose_style": "v1.1-small",
+    "defaults": {
+        "width": 128,
+        "height": 128,
+        "steps": 25,
+        "guidance": 1.0,
+        "control_scale": 1.0,
+        "learning_rate": 1e-4,
+        "train_steps": 450,
+        "train": "all",
+        "adapt_decoder": 40,
+    },
+    "pose_style": POSE_STYLE,
 }
+"""Chosen on frames 60-79 of the demo's training clip, tuned on 0-59. Above 1e-4 the tuning's loss rose; guidance 2 cost
+twice the time and gave 20.86 dB instead of 20.91."""
 
 
 def save(
