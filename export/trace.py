@@ -87,11 +87,33 @@ def translate(graph: Graph, program: ExportedProgram) -> ir.Model:
     ):
         clean(model)
     _name_borders(graph, model)
-    for node in model.graph:
-        if node.op_type == "Attention":
-            node.attributes["softmax_precision"] = ir.AttrInt64("softmax_precision", ir.DataType.FLOAT.value)
+    widen_attention(model)
     strip(model)
     return model
+
+
+def widen_attention(model: ir.Model) -> None:
+    """Half-precision Attention gets float32 queries, keys and values, in place, so that softmax and sums are float32.
+
+    The operator's own attribute for that, softmax_precision, is refused by TensorRT; the casts it fuses.
+    """
+    for node in [node for node in model.graph if node.op_type == "Attention"]:
+        node.attributes.pop("softmax_precision", None)
+        if node.inputs[0].dtype != ir.DataType.FLOAT16:
+            continue
+        for index, value in enumerate(node.inputs[:3]):
+            cast = ir.node("Cast", [value], attributes={"to": ir.DataType.FLOAT}, name=f"{node.name}_wide_{index}")
+            cast.outputs[0].shape, cast.outputs[0].dtype = value.shape, ir.DataType.FLOAT
+            cast.outputs[0].name = f"{cast.name}_out"
+            model.graph.insert_before(node, cast)
+            node.replace_input_with(index, cast.outputs[0])
+        back = ir.node("Cast", [node.outputs[0]], attributes={"to": ir.DataType.FLOAT16}, name=f"{node.name}_narrow")
+        back.outputs[0].shape, back.outputs[0].dtype = node.outputs[0].shape, ir.DataType.FLOAT16
+        back.outputs[0].name, node.outputs[0].dtype = f"{back.name}_out", ir.DataType.FLOAT
+        users = [(user, i) for user, i in node.outputs[0].uses() if user is not back]
+        for user, i in users:
+            user.replace_input_with(i, back.outputs[0])
+        model.graph.insert_after(node, back)
 
 
 def strip(model: ir.Model) -> None:

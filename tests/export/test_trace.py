@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from posecrafter.errors import ExportError
 from posecrafter.export.export import exported_copy
 from posecrafter.export.graphs import Border, Graph, make_graphs, make_ranges
 from posecrafter.export.options import ExportOptions
+from posecrafter.export.parity import relative_l2
 from posecrafter.export.save import save_graph
 from posecrafter.export.trace import check_ranges, trace, translate
 from posecrafter.finetune.base import Base, load_base
@@ -110,17 +112,26 @@ def test_graphs_hold_no_path_user_or_stack_trace(tiny_bundle: Path) -> None:
             assert word.encode() not in content, (file.name, word)
 
 
-def test_a_half_graph_computes_softmax_in_float32(smallest: Base, tmp_path: Path) -> None:
+def test_half_attention_is_computed_in_float32_without_the_attribute_that_tensorrt_refuses(
+    smallest: Base, tmp_path: Path, run_onnx: Any, run_torch: Any, tolerance: dict[str, float]
+) -> None:
     import onnx
 
-    graph = make_graphs(smallest)["text_encoder"]
-    graph = replace(graph, module=exported_copy(graph.module, ExportOptions(precision="fp16")))
+    original = make_graphs(smallest)["text_encoder"]
+    graph = replace(original, module=exported_copy(original.module, ExportOptions(precision="fp16")))
     model = translate(graph, trace(graph, make_ranges(smallest, ExportOptions())))
     save_graph(model, tmp_path, "text_encoder")
-    nodes = [node for node in onnx.load(tmp_path / "text_encoder.onnx").graph.node if node.op_type == "Attention"]
+    saved = onnx.shape_inference.infer_shapes(onnx.load(tmp_path / "text_encoder.onnx"), strict_mode=True).graph
+    kinds = {value.name: value.type.tensor_type.elem_type for value in saved.value_info}
+    nodes = [node for node in saved.node if node.op_type == "Attention"]
     assert len(nodes) == 2
     for node in nodes:
-        assert {a.name: a.i for a in node.attribute}["softmax_precision"] == onnx.TensorProto.FLOAT
+        assert [kinds[name] for name in [*node.input[:3], *node.output]] == [onnx.TensorProto.FLOAT] * 4
+        assert "softmax_precision" not in {attribute.name for attribute in node.attribute}
+    inputs = original.example({"prompts": 2})
+    (found,) = run_onnx(tmp_path / "text_encoder.onnx", inputs)
+    (expected,) = run_torch(original.module, inputs)
+    assert relative_l2(found, expected) < tolerance["half"]
 
 
 def test_exported_graphs_pass_the_checker_with_opset_23(tiny_bundle: Path) -> None:
