@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
+
+if TYPE_CHECKING:
+    from posecrafter.export.options import Precision
 
 
 def export_command(
@@ -23,7 +26,8 @@ def export_command(
     from posecrafter.export.export import ExportOptions, export_bundle
     from posecrafter.manifest import Manifest
 
-    options = ExportOptions(precision=precision, max_frames=max_frames)
+    known = cast("Precision", precision)  # ExportOptions refuses any other word
+    options = ExportOptions(precision=known, max_frames=max_frames)
     with bars() as progress:
         bundle = export_bundle(run, out, base=base, options=options, overwrite=overwrite, progress=progress)
     manifest = Manifest.read(bundle)
