@@ -3,7 +3,9 @@
 # make check   formatting, lint, types
 # Each sets up what it needs in .venv first.
 
-PYTHON ?= $(shell command -v python3.12 || command -v python3.11 || echo python3)
+SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))
+PYTHON ?= $(shell for name in python3 python3.12 python3.11 python; do \
+	$$name -c '$(SUPPORTED)' 2>/dev/null && echo $$name && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
@@ -31,7 +33,7 @@ format: $(INSTALLED)
 setup: $(INSTALLED) extractor
 
 $(INSTALLED): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' \
+	@test -n "$(PYTHON)" && $(PYTHON) -c '$(SUPPORTED)' \
 		|| { echo "Python 3.11 or 3.12 is needed; name one: make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)"; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt setuptools wheel

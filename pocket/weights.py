@@ -21,7 +21,7 @@ DEFAULTS: dict[str, Any] = {
         "guidance": 1.0,
         "control_scale": 1.0,
         "learning_rate": 1e-4,
-        "train_steps": 450,
+        "train_steps": 300,
         "train": "all",
         "adapt_decoder": 40,
     },
