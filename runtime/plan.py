@@ -23,8 +23,8 @@ from posecrafter.schedule import Step
 
 _POINTS: dict[Region, slice] = {"face": FACE, "left_hand": LEFT_HAND, "right_hand": RIGHT_HAND}
 
-# Live bytes of a pass per frame, prompt and latent cell, in units of the first level's fp32 activation; measured as
-# resident memory of ONNX Runtime on CPU over F = 9..65 (tests/runtime/test_plan.py holds the estimate to the truth).
+# A pass is taken to hold this many fp32 tensors of the first level's size at once, for every frame and prompt. Assumed
+# from the network's longest skips and its widest feed-forward; not yet measured, so treat plan.memory as a rough figure.
 _LIVE_ACTIVATIONS = 24
 _FAR = 0.08
 
