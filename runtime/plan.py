@@ -24,7 +24,7 @@ from posecrafter.schedule import Step
 _POINTS: dict[Region, slice] = {"face": FACE, "left_hand": LEFT_HAND, "right_hand": RIGHT_HAND}
 
 # A pass is taken to hold this many fp32 tensors of the first level's size at once, for every frame and prompt. Assumed
-# from the network's longest skips and its widest feed-forward; not yet measured, so treat plan.memory as a rough figure.
+# from the network's longest skips and its widest feed-forward; not yet measured: plan.memory is a rough figure.
 _LIVE_ACTIVATIONS = 24
 _FAR = 0.08
 
