@@ -7,7 +7,6 @@ that it never imports here. So all that it does import is listed below and insta
 from __future__ import annotations
 
 import fcntl
-import os
 import shutil
 import subprocess
 import sys
@@ -80,10 +79,11 @@ def _build(folder: Path, progress: Progress) -> None:
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     progress(STAGE, 0, 3, "new environment")
-    _run("create the environment", [_base_python(), "-m", "venv", str(partial)])
+    _run("create the environment", [_base_python(), "-I", "-m", "venv", str(partial)])
     python = str(partial / "bin" / "python")
     progress(STAGE, 1, 3, "install mediapipe 0.10.21")
-    install = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", *REQUIREMENTS]
+    # Isolated (-I): the caller's PYTHONPATH and PYTHONHOME would mix the two environments.
+    install = ["-I", "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", *REQUIREMENTS]
     _run("install mediapipe", [python, *install])
     progress(STAGE, 2, 3, "check that it loads")
     _run("load mediapipe", [python, "-I", "-c", "import cv2, mediapipe; mediapipe.solutions.holistic.Holistic"])
@@ -113,9 +113,7 @@ def _base_python() -> str:
 
 
 def _run(what: str, command: list[str]) -> None:
-    # PYTHONPATH and PYTHONHOME of the caller would mix the two environments.
-    clean = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
-    done = subprocess.run(command, capture_output=True, text=True, env=clean, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         lines = [line.strip() for line in (done.stderr + done.stdout).splitlines() if line.strip()]
         errors = [line for line in lines if "error" in line.lower()] or lines or [f"exit status {done.returncode}"]

@@ -6,7 +6,6 @@ The video is decoded here, and its frames are sent as raw pixels: what the estim
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -83,11 +82,7 @@ def run_extractor(python: Path, script: Path, frames: npt.NDArray[np.uint8], pro
 @contextmanager
 def _child(command: list[str], log: IO[bytes]) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
     """A subprocess with pipes to and from it, in its own session: Ctrl-C comes to us, and we end it."""
-    # Frames are small and come one at a time; looking for a GPU only costs a second and noise.
-    environment = {**os.environ, "MEDIAPIPE_DISABLE_GPU": "1"}
-    child = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=environment, start_new_session=True
-    )
+    child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, start_new_session=True)
     assert child.stdin is not None
     assert child.stdout is not None
     try:

@@ -43,6 +43,7 @@ def main() -> int:
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
 
+    os.environ.setdefault("MEDIAPIPE_DISABLE_GPU", "1")  # looking for one costs a second and noise
     import mediapipe as mp  # type: ignore[import-not-found,unused-ignore]
     import numpy as np
 
