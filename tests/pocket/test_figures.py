@@ -76,7 +76,7 @@ def test_lip_key_points_enclose_the_lips(scene):
 
 def test_hand_key_points_lie_on_the_hand(scene):
     person = replace(scene.person, skin=Cloth(RED))
-    scene = replace(scene, person=person, head=0.2, x=0.55, y=0.3)
+    scene = replace(scene, person=person, head=0.3, x=0.95, y=0.3)
     pose = Pose(lift_right=1.0, bend_right=1.4, near_right=0.8, curl_right=0.0, palm_right=0.0)
     picture, xy, score = render(scene, pose, SIZE, np.random.default_rng(0))
     hand = xy[RIGHT_HAND]
