@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from posecrafter.pocket.figures import clip
 from posecrafter.pose import write_poses
@@ -19,9 +20,14 @@ FRAMES = 120
 
 def rendered_clip(folder: Path, seed: int = SEED) -> tuple[Path, Path, str]:
     """Write clip.mp4 and its poses, clip.json, into `folder`: (video, poses, caption). 120 frames of 128x128."""
-    squares = np.random.default_rng(seed).integers(60, 200, (4, 1, 1, 3)).repeat(128, axis=1).repeat(128, axis=2)
-    frames, poses, caption = clip(seed, squares.astype(np.uint8), FRAMES)
+    frames, poses, caption = clip(seed, plain_squares(seed), FRAMES)
     video, key_points = folder / "clip.mp4", folder / "clip.json"
     write_video(video, frames, fps=25)
     write_poses(key_points, poses)
     return video, key_points, caption
+
+
+def plain_squares(seed: int) -> NDArray[np.uint8]:
+    """Four squares of one colour each, uint8 [4, 128, 128, 3], where the training had photographs."""
+    colours = np.random.default_rng(seed).integers(60, 200, (4, 1, 1, 3))
+    return colours.repeat(128, axis=1).repeat(128, axis=2).astype(np.uint8)

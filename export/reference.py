@@ -8,6 +8,7 @@ from posecrafter.export.describe import describe
 from posecrafter.export.graphs import Graph, make_graphs
 from posecrafter.export.options import ExportOptions
 from posecrafter.export.run import Run
+from posecrafter.finetune.base import Base
 from posecrafter.runtime import Bundle, Session
 from posecrafter.runtime.engines.torch import TorchEngine
 
@@ -20,7 +21,11 @@ def reference_graphs(run: Path | str, base: Path | str | None = None) -> dict[st
 def open_reference(run: Path | str, base: Path | str | None = None, device: str = "cpu") -> Session:
     """A session on eager PyTorch, straight from a run folder. Raises: as `Run.read` and `Run.load`."""
     tuned = Run.read(run)
-    model = tuned.load(base)
+    return reference_session(tuned, tuned.load(base), device)
+
+
+def reference_session(tuned: Run, model: Base, device: str = "cpu") -> Session:
+    """A session of a run's poses and latents on eager PyTorch with `model`, usually `tuned.load()`."""
     empty, prompt = model.encode_text(["", tuned.record["prompt"]]).numpy()
     bundle = Bundle(describe(tuned, model, ExportOptions()), tuned.poses, tuned.latents.numpy(), prompt, empty)
     bundle.check()

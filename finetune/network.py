@@ -162,6 +162,13 @@ class VideoNetwork(nn.Module):
         """Every transformer block, in the order of the state dict."""
         return [module for module in self.modules() if isinstance(module, TransformerBlock)]
 
+    def _start(self, x: Tensor, timestep: Tensor, text: Tensor, frames: int | None) -> tuple[Fold, Tensor]:
+        """The fold of the batch axis and the time embedding, [1, E] for one clip and [B*F, E] for several."""
+        time = self.time_embedding(timestep)
+        if frames is None:
+            return Fold(prompts=text.shape[0], frames=x.shape[0]), time
+        return Fold(prompts=text.shape[0], frames=frames, split=True), time.repeat_interleave(frames, dim=0)
+
     def _layer(
         self, level: Level, index: int, x: Tensor, time: Tensor, text: Tensor, fold: Fold
     ) -> tuple[Tensor, Fold]:
@@ -226,11 +233,18 @@ class VideoUNet(VideoNetwork):
         return cls(NetworkSize.from_config(config), config["out_channels"])
 
     def forward(
-        self, x: Tensor, timestep: Tensor, text: Tensor, residuals: list[tuple[Tensor, Fold]] | None = None
+        self,
+        x: Tensor,
+        timestep: Tensor,
+        text: Tensor,
+        residuals: list[tuple[Tensor, Fold]] | None = None,
+        frames: int | None = None,
     ) -> Tensor:
-        """eps of every prompt. x: [F, L, h, w], timestep: [1], text: [B, T, D] -> [B, F, L, h, w]."""
-        start = Fold(prompts=text.shape[0], frames=x.shape[0])
-        time = self.time_embedding(timestep)
+        """eps of every prompt. x: [F, L, h, w], timestep: [1], text: [B, T, D] -> [B, F, L, h, w].
+
+        With `frames` F, x holds B clips, [B*F, L, h, w], each with its own timestep [B] and prompt.
+        """
+        start, time = self._start(x, timestep, text, frames)
         skips, fold = self._down(self.conv_in(x), time, text, start)
         y, fold = self.mid_block(skips[-1][0], time, text, fold)
         if residuals is not None:
@@ -289,14 +303,20 @@ class VideoControlNet(VideoNetwork):
         return cls(NetworkSize.from_config(config), tuple(config["conditioning_embedding_out_channels"]))
 
     def forward(
-        self, x: Tensor, timestep: Tensor, text: Tensor, pose_features: Tensor, scale: Tensor | float = 1.0
+        self,
+        x: Tensor,
+        timestep: Tensor,
+        text: Tensor,
+        pose_features: Tensor,
+        scale: Tensor | float = 1.0,
+        frames: int | None = None,
     ) -> list[tuple[Tensor, Fold]]:
         """The residuals for every skip and, last, the middle.
 
         x: [F, L, h, w], timestep: [1], text: [B, T, D], pose_features: [F, C0, h, w] from `controlnet_cond_embedding`.
+        With `frames` F, x and pose_features hold B clips: see VideoUNet.forward.
         """
-        start = Fold(prompts=text.shape[0], frames=x.shape[0])
-        time = self.time_embedding(timestep)
+        start, time = self._start(x, timestep, text, frames)
         skips, fold = self._down(self.conv_in(x) + pose_features, time, text, start)
         middle, fold = self.mid_block(skips[-1][0], time, text, fold)
         convs = zip(self.controlnet_down_blocks, skips, strict=True)
@@ -313,14 +333,21 @@ class VideoDenoiser(nn.Module):
         self.controlnet = controlnet
 
     def forward(
-        self, x: Tensor, timestep: Tensor, text: Tensor, pose_features: Tensor, control_scale: Tensor | float = 1.0
+        self,
+        x: Tensor,
+        timestep: Tensor,
+        text: Tensor,
+        pose_features: Tensor,
+        control_scale: Tensor | float = 1.0,
+        frames: int | None = None,
     ) -> Tensor:
         """x: [F, L, h, w], timestep: [1], text: [B, T, D], pose_features: [F, C0, h, w] -> eps [B, F, L, h, w].
 
-        Frame 0 is the key frame.
+        Frame 0 is the key frame. With `frames` F, x [B*F, L, h, w] and pose_features hold B clips, each with its own
+        timestep [B] and prompt: how a base is trained.
         """
-        residuals = self.controlnet(x, timestep, text, pose_features, control_scale)
-        return self.unet(x, timestep, text, residuals)
+        residuals = self.controlnet(x, timestep, text, pose_features, control_scale, frames)
+        return self.unet(x, timestep, text, residuals, frames)
 
 
 def _transformer(size: NetworkSize, level: int, temporal: bool) -> Transformer:

@@ -1,7 +1,12 @@
-"""Stage 2: text encoder, UNet and ControlNet, trained together from nothing on the latents of rendered people.
+"""Stage 2: text encoder, UNet and ControlNet, trained together on the latents of rendered people.
 
 Ho et al. 2020, equation 14: predict the noise; Stable Diffusion 1.5's schedule. Captions are dropped from 10 % of the
 pictures and pose maps from 5 %, so that guidance works.
+
+The networks learn as they will be used, as the video network without temporal attention: most passes hold several
+moments of one person, whose self-attention looks at the first of them (key-frame attention) and whose norms are pooled.
+So the base knows, before it is tuned, how to carry a person from one pose to another. The other passes hold one
+picture a clip, where the video network is the 2-D one. What is learned are the 2-D networks' weights and no others.
 """
 
 from __future__ import annotations
@@ -13,13 +18,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, UNet2DConditionModel
-from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from posecrafter.finetune.network import VideoControlNet, VideoDenoiser, VideoUNet
 from posecrafter.pocket.autoencoder import bytes_of, tensor_of
-from posecrafter.pocket.data import Figures
-from posecrafter.pocket.training import Average, Run, picture_sheet
+from posecrafter.pocket.data import MOMENTS, Figures
+from posecrafter.pocket.training import Average, Run, picture_sheet, psnr
 from posecrafter.pocket.words import WIDTH, build_text_encoder, token_ids
 from posecrafter.pose import LEFT_HAND, RIGHT_HAND, draw_frame
 
@@ -53,6 +58,9 @@ POSE_STYLE = "v1.1-small"
 DROPPED_CAPTIONS, DROPPED_POSES, DROPPED_HANDS = 0.1, 0.05, 0.15
 MOST_IMPORTANT = 20.0
 SAMPLES = 8
+"""Pictures held out: the last ones, two people."""
+ALONE = 0.25
+"""Share of the passes that hold pictures without a key frame."""
 GUIDANCE = 2.0
 
 
@@ -67,6 +75,15 @@ def build_controlnet() -> ControlNetModel:
     embedding = controlnet.controlnet_cond_embedding.conv_out
     nn.init.kaiming_normal_(embedding.weight, nonlinearity="linear")
     return controlnet
+
+
+@dataclass(frozen=True)
+class Networks:
+    """The three networks of this stage."""
+
+    unet: UNet2DConditionModel
+    controlnet: ControlNetModel
+    text_encoder: CLIPTextModel
 
 
 @dataclass(frozen=True)
@@ -86,8 +103,7 @@ def encode(autoencoder: AutoencoderKL, pictures: Image) -> Floats:
     parts = []
     for start in range(0, len(pictures), 16):
         images = tensor_of(pictures[start : start + 16], autoencoder.device)
-        with torch.autocast(autoencoder.device.type, dtype=torch.bfloat16):
-            latents = autoencoder.encode(images).latent_dist.mode()
+        latents = autoencoder.encode(images).latent_dist.mode()
         parts.append((latents.float() * scale).half().cpu().numpy())
     return np.concatenate(parts)
 
@@ -108,6 +124,16 @@ def control_images(figures: Figures, chosen: npt.NDArray[np.int64], random: np.r
     return torch.from_numpy(maps).permute(0, 3, 1, 2).float() / 255
 
 
+def build_denoiser(unet: UNet2DConditionModel, controlnet: ControlNetModel) -> VideoDenoiser:
+    """The video network with these 2-D networks' weights and without temporal attention."""
+    inflated, controlled = VideoUNet.from_config(unet.config), VideoControlNet.from_config(controlnet.config)
+    inflated.load_base(unet.state_dict())
+    controlled.load_base(controlnet.state_dict())
+    for block in inflated.blocks:
+        block.attn_temp, block.conv_temp = None, None
+    return VideoDenoiser(inflated, controlled)
+
+
 class DiffusionStage:
     """Trains the three networks; the last SAMPLES figures are held out and shown on the sheets."""
 
@@ -120,19 +146,17 @@ class DiffusionStage:
         tokenizer: CLIPTokenizer,
         batch_size: int,
         device: torch.device,
+        start: Networks | None = None,
     ) -> None:
-        self.material, self.autoencoder, self.tokenizer = material, autoencoder, tokenizer
+        """batch_size: pictures of a pass, a multiple of MOMENTS. start: networks to go on from."""
+        self.material, self.autoencoder = material, autoencoder
         self.batch_size, self.device = batch_size, device
-        self.unet = build_unet().to(device, memory_format=torch.channels_last)
-        self.controlnet = build_controlnet().to(device, memory_format=torch.channels_last)
-        if device.type == "cpu":
-            # At these sizes plain matrix products are 1.5 times as fast as fused attention, backwards above all.
-            self.unet.set_attn_processor(AttnProcessor())
-            self.controlnet.set_attn_processor(AttnProcessor())
-        self.text_encoder: CLIPTextModel = build_text_encoder(tokenizer).to(device)
+        start = start or Networks(build_unet(), build_controlnet(), build_text_encoder(tokenizer))
+        self.denoiser = build_denoiser(start.unet, start.controlnet).to(device, memory_format=torch.channels_last)
+        self.text_encoder = start.text_encoder.to(device)
         self.models: dict[str, nn.Module] = {
-            "unet": self.unet,
-            "controlnet": self.controlnet,
+            "unet": self.denoiser.unet,
+            "controlnet": self.denoiser.controlnet,
             "text_encoder": self.text_encoder,
         }
         self.scheduler = DDIMScheduler(**SCHEDULE)
@@ -143,30 +167,40 @@ class DiffusionStage:
 
     def loss(self, random: np.random.Generator, fraction: float) -> Tensor:
         """The weighted mean squared error of the predicted noise on a random batch."""
-        material, count = self.material, self.batch_size
-        chosen = random.integers(len(material.latents) - SAMPLES, size=count)
+        material, people = self.material, (len(self.material.latents) - SAMPLES) // MOMENTS
+        if random.random() < ALONE:
+            clips, frames = self.batch_size, 1
+            chosen = random.integers(people * MOMENTS, size=clips)
+        else:
+            clips, frames = self.batch_size // MOMENTS, MOMENTS
+            order = random.permuted(np.tile(np.arange(MOMENTS), (clips, 1)), axis=1)
+            chosen = (random.integers(people, size=(clips, 1)) * MOMENTS + order).reshape(-1)
         clean = torch.from_numpy(material.latents[chosen]).to(self.device).float()
-        tokens = material.tokens[chosen].clone()
-        tokens[torch.from_numpy(random.random(count) < DROPPED_CAPTIONS)] = material.no_words
+        tokens = material.tokens[chosen[::frames]].clone()
+        tokens[torch.from_numpy(random.random(clips) < DROPPED_CAPTIONS)] = material.no_words
         maps = control_images(material.figures, chosen, random).to(self.device)
         noise = torch.from_numpy(random.standard_normal(clean.shape, np.float32)).to(self.device)
-        # One timestep from each of `count` equal parts: the loss varies less from batch to batch.
-        share = (np.arange(count) + random.random(count)) / count
+        # One timestep from each of `clips` equal parts: the loss varies less from batch to batch.
+        share = (np.arange(clips) + random.random(clips)) / clips
         timesteps = torch.from_numpy((share * 1000).astype(np.int64)).to(self.device)
-        noisy = self.scheduler.add_noise(clean, noise, timesteps)
-        predicted = self.predict(noisy, timesteps, self.text_encoder(tokens.to(self.device)).last_hidden_state, maps)
+        each = timesteps.repeat_interleave(frames)
+        noisy = self.scheduler.add_noise(clean, noise, each)
+        text = self.text_encoder(tokens.to(self.device)).last_hidden_state
+        predicted = self.predict(noisy, timesteps, text, maps, frames)
         errors = (predicted.float() - noise).square().mean(dim=(1, 2, 3))
-        return (errors * self.importance[timesteps]).mean()
+        return (errors * self.importance[each]).mean()
 
-    def predict(self, noisy: Tensor, timesteps: Tensor, text: Tensor, maps: Tensor) -> Tensor:
-        """eps [B, 16, h, w] with the ControlNet's residuals."""
-        down, middle = self.controlnet(noisy, timesteps, text, maps, return_dict=False)
-        return self.unet(
-            noisy, timesteps, text, down_block_additional_residuals=down, mid_block_additional_residual=middle
-        ).sample
+    def predict(self, noisy: Tensor, timesteps: Tensor, text: Tensor, maps: Tensor, frames: int) -> Tensor:
+        """eps [B*F, 16, h, w] of B clips of F frames. timesteps: [B]; text: [B, T, D]; maps: [B*F, 3, S, S]."""
+        features = self.denoiser.controlnet.controlnet_cond_embedding(
+            maps.contiguous(memory_format=torch.channels_last)
+        )
+        noisy = noisy.contiguous(memory_format=torch.channels_last)
+        return self.denoiser(noisy, timesteps, text, features, frames=frames).flatten(0, 1)
 
     def sample(self, run: Run, step: int, average: Average) -> None:
-        """A sheet: held-out pictures, their pose maps, what the averaged networks make of pose and caption."""
+        """A sheet: held-out pictures, their pose maps, what the averaged networks make of pose and caption alone, and
+        of pose and caption beside the first moment of the same person. Noted: PSNR of the latter."""
         kept = {
             name: {key: value.clone() for key, value in model.state_dict().items()}
             for name, model in self.models.items()
@@ -174,28 +208,53 @@ class DiffusionStage:
         average.copy_into(self.models)
         figures = self.material.figures
         chosen = np.arange(len(self.material.latents) - SAMPLES, len(self.material.latents))
-        made = self.generate(chosen, steps=20, seed=0)
+        alone, beside = self.generate(chosen, steps=20, seed=0), self.follow(chosen, steps=20, seed=0)
         maps = (control_images(figures, chosen, None).permute(0, 2, 3, 1).numpy() * 255).astype(np.uint8)
-        picture_sheet(run.folder / "sheets" / f"diffusion-{step:06d}.png", [figures.pictures[chosen], maps, made])
+        truth = figures.pictures[chosen]
+        picture_sheet(run.folder / "sheets" / f"diffusion-{step:06d}.png", [truth, maps, alone, beside])
+        followed = chosen % MOMENTS != 0
+        run.note(step, {"followed_psnr": psnr(truth[followed], beside[followed])})
         for name, model in self.models.items():
             model.load_state_dict(kept[name])
 
     @torch.no_grad()
     def generate(self, chosen: npt.NDArray[np.int64], steps: int, seed: int, guidance: float = GUIDANCE) -> Image:
-        """Pictures uint8 [n, S, S, 3] from the poses and captions of these figures, by DDIM from noise."""
-        count, shape = len(chosen), self.material.latents.shape[1:]
+        """Pictures uint8 [n, S, S, 3] from the poses and captions of these figures, one by one, by DDIM from noise."""
+        count = len(chosen)
         maps = control_images(self.material.figures, chosen, None).to(self.device).repeat(2, 1, 1, 1)
         tokens = torch.cat([self.material.no_words.expand(count, -1), self.material.tokens[chosen]]).to(self.device)
         text = self.text_encoder(tokens).last_hidden_state
-        generator = torch.Generator().manual_seed(seed)
-        latents = torch.randn((count, *shape), generator=generator).to(self.device)
+        latents = self._noise(count, seed)
         self.scheduler.set_timesteps(steps)
         for timestep in self.scheduler.timesteps:
-            with torch.autocast(self.device.type, dtype=torch.bfloat16):
-                both = self.predict(latents.repeat(2, 1, 1, 1), timestep.expand(2 * count), text, maps).float()
+            both = self.predict(latents.repeat(2, 1, 1, 1), timestep.expand(2 * count), text, maps, 1).float()
             without, with_words = both.chunk(2)
             noise = without + guidance * (with_words - without)
             latents = self.scheduler.step(noise, timestep, latents).prev_sample
+        return self._pictures(latents)
+
+    @torch.no_grad()
+    def follow(self, chosen: npt.NDArray[np.int64], steps: int, seed: int) -> Image:
+        """The same, MOMENTS figures a person, each person's first one known: at every step it is the true latent with
+        the noise of that step, as it would be after its inversion. uint8 [n, S, S, 3]."""
+        maps = control_images(self.material.figures, chosen, None).to(self.device)
+        text = self.text_encoder(self.material.tokens[chosen[::MOMENTS]].to(self.device)).last_hidden_state
+        known = torch.from_numpy(self.material.latents[chosen[::MOMENTS]]).to(self.device).float()
+        first = self._noise(len(known), seed)
+        latents = first.repeat_interleave(MOMENTS, dim=0)
+        self.scheduler.set_timesteps(steps)
+        for timestep in self.scheduler.timesteps:
+            latents[::MOMENTS] = self.scheduler.add_noise(known, first, timestep)
+            noise = self.predict(latents, timestep.expand(len(known)), text, maps, MOMENTS).float()
+            latents = self.scheduler.step(noise, timestep, latents).prev_sample
+        latents[::MOMENTS] = known
+        return self._pictures(latents)
+
+    def _noise(self, count: int, seed: int) -> Tensor:
+        shape = (count, *self.material.latents.shape[1:])
+        return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(self.device)
+
+    def _pictures(self, latents: Tensor) -> Image:
         return bytes_of(self.autoencoder.decode(latents / self.autoencoder.config.scaling_factor).sample)
 
 

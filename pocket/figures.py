@@ -78,11 +78,24 @@ def still(seed: int, photographs: Image, size: int = 128) -> tuple[Image, Floats
     return picture, xy, score, scene.caption
 
 
+def moments(seed: int, photographs: Image, count: int, size: int = 128) -> tuple[Image, PoseTrack, str]:
+    """One person in one place at `count` unrelated moments of a motion, in no order: as `clip`."""
+    random = np.random.default_rng(seed)
+    scene = random_scene(random, photographs, size)
+    motion = clip_poses(random, 60 * count, calm=scene.framing in ("face", "shoulders"))
+    chosen = random.choice(len(motion), size=count, replace=False)
+    return _rendered(scene, [motion[index] for index in chosen], size, random)
+
+
 def clip(seed: int, photographs: Image, frames: int, size: int = 128) -> tuple[Image, PoseTrack, str]:
     """One person moving before a fixed camera: (uint8 [frames, size, size, 3], its key points, caption)."""
     random = np.random.default_rng(seed)
     scene = random_scene(random, photographs, size)
     poses = clip_poses(random, frames, calm=scene.framing in ("face", "shoulders"))
+    return _rendered(scene, poses, size, random)
+
+
+def _rendered(scene: Scene, poses: list[Pose], size: int, random: np.random.Generator) -> tuple[Image, PoseTrack, str]:
     rendered = [render(scene, pose, size, random) for pose in poses]
     xy, score = np.stack([frame[1] for frame in rendered]), np.stack([frame[2] for frame in rendered])
     return np.stack([frame[0] for frame in rendered]), PoseTrack(xy, score, size, size), scene.caption

@@ -40,7 +40,10 @@ def fetch(cache: Path) -> None:
         downloads.mkdir(parents=True, exist_ok=True)
         subprocess.run(["apt-get", "download", package], cwd=downloads, check=True)
         deb = next(downloads.glob(f"{package}_*.deb"))
-        subprocess.run(["dpkg-deb", "-x", str(deb), str(folder)], check=True)
+        partial = cache / "debs" / f"{package}.part"
+        partial.mkdir(parents=True, exist_ok=True)
+        subprocess.run(["dpkg-deb", "-x", str(deb), str(partial)], check=True)
+        partial.rename(folder)
 
 
 def paths(cache: Path) -> list[Path]:

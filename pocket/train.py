@@ -28,12 +28,17 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "posecrafter-pocket")
     parser.add_argument("--minutes", type=float, default=30.0, help="time budget, earlier runs included")
     parser.add_argument("--resume", action="store_true", help="go on from the stage's checkpoint")
-    parser.add_argument("--batch", type=int, default=8, help="pictures a step and worker")
+    parser.add_argument(
+        "--base",
+        type=Path,
+        help="a saved base: `diffusion` goes on from its networks, with its autoencoder and its tokenizer",
+    )
+    parser.add_argument("--batch", type=int, default=8, help="pictures a step and worker; a multiple of four")
     parser.add_argument("--workers", type=int, default=1, help="processes on shared weights (CPU only)")
     parser.add_argument("--threads", type=int, default=1, help="threads a process")
     parser.add_argument("--every", type=float, default=240.0, help="seconds between checkpoints")
     parser.add_argument("--squares", type=int, default=9000)
-    parser.add_argument("--figures", type=int, default=8000)
+    parser.add_argument("--people", type=int, default=5000, help="rendered people, four pictures each")
     parser.add_argument("--output", type=Path, default=weights.FOLDER, help="where `save` writes")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -41,7 +46,7 @@ def main() -> None:
 
 
 def _data(arguments: argparse.Namespace) -> None:
-    data.build(arguments.cache, arguments.squares, arguments.figures)
+    data.build(arguments.cache, arguments.squares, arguments.people)
 
 
 def _autoencoder(arguments: argparse.Namespace) -> None:
@@ -56,27 +61,32 @@ def _autoencoder(arguments: argparse.Namespace) -> None:
 def _diffusion(arguments: argparse.Namespace) -> None:
     cache = arguments.cache
     figures = data.load_figures(cache)
-    autoencoder = _trained_autoencoder(cache)
-    tokenizer = _tokenizer(cache, figures)
+    autoencoder = _trained_autoencoder(arguments)
+    tokenizer = _tokenizer(arguments, figures)
     if not (cache / "latents.npy").exists():
         np.save(cache / "latents.npy", diffusion.encode(autoencoder, figures.pictures))
     material = diffusion.material_of(figures, np.load(cache / "latents.npy"), tokenizer)
-    stage = diffusion.DiffusionStage(material, autoencoder, tokenizer, arguments.batch, _device())
+    start = weights.load_networks(arguments.base) if arguments.base else None
+    stage = diffusion.DiffusionStage(material, autoencoder, tokenizer, arguments.batch, _device(), start)
     learn(_run(arguments), stage, arguments.workers)
 
 
 def _save(arguments: argparse.Namespace) -> None:
     cache = arguments.cache
-    tokenizer = _tokenizer(cache, data.load_figures(cache))
-    unet, controlnet = diffusion.build_unet(), diffusion.build_controlnet()
-    text_encoder = words.build_text_encoder(tokenizer)
-    averages(cache / "diffusion", {"unet": unet, "controlnet": controlnet, "text_encoder": text_encoder})
-    weights.save(arguments.output, _trained_autoencoder(cache).cpu(), unet, controlnet, text_encoder, tokenizer)
+    tokenizer = _tokenizer(arguments, data.load_figures(cache))
+    networks = diffusion.Networks(
+        diffusion.build_unet(), diffusion.build_controlnet(), words.build_text_encoder(tokenizer)
+    )
+    averages(cache / "diffusion", {**vars(networks)})
+    weights.save(arguments.output, _trained_autoencoder(arguments).cpu(), networks, tokenizer)
 
 
-def _trained_autoencoder(cache: Path) -> AutoencoderKL:
-    """The averaged autoencoder with its scaling_factor measured on figures and photographs."""
-    autoencoder = first_stage.build()
+def _trained_autoencoder(arguments: argparse.Namespace) -> AutoencoderKL:
+    """The base's; or the averaged one of its stage, with its scaling_factor measured on figures and photographs."""
+    if arguments.base:
+        autoencoder = AutoencoderKL.from_pretrained(arguments.base / "vae").float()
+        return autoencoder.to(_device()).eval().requires_grad_(False)
+    cache, autoencoder = arguments.cache, first_stage.build()
     averages(cache / "autoencoder", {"autoencoder": autoencoder})
     autoencoder = autoencoder.to(_device()).eval().requires_grad_(False)
     shown = [data.load_figures(cache).pictures[:256], np.load(cache / "photographs.npy", mmap_mode="r")[:64]]
@@ -86,8 +96,8 @@ def _trained_autoencoder(cache: Path) -> AutoencoderKL:
     return autoencoder
 
 
-def _tokenizer(cache: Path, figures: data.Figures) -> CLIPTokenizer:
-    folder = cache / "tokenizer"
+def _tokenizer(arguments: argparse.Namespace, figures: data.Figures) -> CLIPTokenizer:
+    folder = (arguments.base or arguments.cache) / "tokenizer"
     if not folder.exists():
         words.build_tokenizer(figures.captions).save_pretrained(folder)
     return CLIPTokenizer.from_pretrained(folder)

@@ -10,7 +10,7 @@ from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, UNet2DCondi
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from posecrafter.files import write_json
-from posecrafter.pocket.diffusion import POSE_STYLE, SCHEDULE
+from posecrafter.pocket.diffusion import POSE_STYLE, SCHEDULE, Networks
 
 FOLDER = Path(__file__).parent / "weights"
 DEFAULTS: dict[str, Any] = {
@@ -34,16 +34,14 @@ twice the time and gave 20.86 dB instead of 20.91."""
 def save(
     folder: Path,
     autoencoder: AutoencoderKL,
-    unet: UNet2DConditionModel,
-    controlnet: ControlNetModel,
-    text_encoder: CLIPTextModel,
+    networks: Networks,
     tokenizer: CLIPTokenizer,
 ) -> None:
     """Write vae/, unet/, controlnet/, text_encoder/, tokenizer/, scheduler/, model_index.json and posecrafter.json."""
     autoencoder.half().save_pretrained(folder / "vae")
-    unet.half().save_pretrained(folder / "unet")
-    controlnet.half().save_pretrained(folder / "controlnet")
-    text_encoder.half().save_pretrained(folder / "text_encoder")
+    networks.unet.half().save_pretrained(folder / "unet")
+    networks.controlnet.half().save_pretrained(folder / "controlnet")
+    networks.text_encoder.half().save_pretrained(folder / "text_encoder")
     tokenizer.save_pretrained(folder / "tokenizer")
     DDIMScheduler(**SCHEDULE).save_pretrained(folder / "scheduler")
     index = {
@@ -61,6 +59,15 @@ def save(
     }
     write_json(folder / "model_index.json", index)
     write_json(folder / "posecrafter.json", DEFAULTS)
+
+
+def load_networks(folder: Path) -> Networks:
+    """The networks of a saved base, in fp32."""
+    return Networks(
+        UNet2DConditionModel.from_pretrained(folder / "unet").float(),
+        ControlNetModel.from_pretrained(folder / "controlnet").float(),
+        CLIPTextModel.from_pretrained(folder / "text_encoder").float(),
+    )
 
 
 def parameters(*models: torch.nn.Module) -> int:

@@ -114,7 +114,7 @@ def make_plan(request: Request, bundle: Bundle) -> Plan:
     width, height = m.defaults.width, m.defaults.height
     poses = request.poses.framed(Framing.center(request.poses.width, request.poses.height, width, height))
     table = distances(bundle.poses, poses)
-    reference = select_reference(table)
+    reference = _reference(request, table)
     steps = m.defaults.steps if request.steps is None else request.steps
     guidance = m.defaults.guidance if request.guidance is None else request.guidance
     weights = (1.0,) if guidance == 1.0 else (1.0 - guidance, guidance)
@@ -141,6 +141,23 @@ def make_plan(request: Request, bundle: Bundle) -> Plan:
         memory=_memory(bundle, max(len(window) for window in windows) + 1, len(weights)),
         warnings=tuple(_warnings(table, reference, poses, windows, skips)),
     )
+
+
+def _reference(request: Request, table: NDArray[np.float64]) -> int:
+    """The chosen training frame, or the nearest. A chosen one that shares no key point has no distance: refused too."""
+    nearest = select_reference(table)
+    if request.reference is None:
+        return nearest
+    if not 0 <= request.reference < len(table):
+        raise RequestError(
+            "reference-range", f"reference is {request.reference}; the training frames are 0 to {len(table) - 1}"
+        )
+    if not np.isfinite(table[request.reference]).any():
+        raise RequestError(
+            "reference-range",
+            f"training frame {request.reference} shares no key point with the target; frame {nearest} is the nearest",
+        )
+    return request.reference
 
 
 def _windows(request: Request, bundle: Bundle, prompts: int) -> tuple[Window, ...]:

@@ -27,6 +27,7 @@ class Request:
     inversion: "reference" inverts one frame (all copies see the reference's pose), "target" inverts M + 1 frames, each
         seeing its own target pose (METHOD section 3.2). None starts from Gaussian noise, one draw for all frames.
     seed: of that noise; unused with inversion.
+    reference: index of the training frame that is inverted and inserted; None for the one nearest to the whole target.
     edit: regions whose initial latents are moved with the pose (METHOD section 3.4). warp: how they are resampled.
     window: target frames per pass; None for as many as the bundle allows.
     decode_chunk: frames per pass of the VAE decoder; changes memory, not the picture.
@@ -41,6 +42,7 @@ class Request:
     control_scale: float | None = None
     inversion: Inversion | None = "reference"
     seed: int = 0
+    reference: int | None = None
     edit: tuple[Region, ...] = REGIONS
     warp: Warp = "nearest"
     window: int | None = None

@@ -22,6 +22,7 @@ Guidance = Annotated[float | None, typer.Option("--guidance", help="Classifier-f
 Scale = Annotated[float | None, typer.Option("--control-scale", help="Strength of the ControlNet.")]
 Inversion = Annotated[str, typer.Option("--inversion", help="reference, target, or none (plain noise).")]
 Seed = Annotated[int, typer.Option("--seed", help="Of the noise with --inversion none.")]
+Reference = Annotated[int | None, typer.Option("--reference", help="Training frame to start from; default nearest.")]
 Edit = Annotated[str, typer.Option("--edit", help="Regions to edit, comma separated; or none.")]
 Warp = Annotated[str, typer.Option("--warp", help="nearest or bilinear (variance-corrected).")]
 Windowing = Annotated[int | None, typer.Option("--window", help="Target frames a pass.")]
@@ -35,6 +36,7 @@ def plan_command(
     steps: Steps = None,
     guidance: Guidance = None,
     inversion: Inversion = "reference",
+    reference: Reference = None,
     edit: Edit = "face,left_hand,right_hand",
     window: Windowing = None,
     memory: Memory = None,
@@ -44,7 +46,14 @@ def plan_command(
     from posecrafter.runtime import Bundle, make_plan
 
     request = _request(
-        poses, steps=steps, guidance=guidance, inversion=inversion, edit=edit, window=window, memory=memory
+        poses,
+        steps=steps,
+        guidance=guidance,
+        inversion=inversion,
+        reference=reference,
+        edit=edit,
+        window=window,
+        memory=memory,
     )
     plan = make_plan(request, Bundle.open(bundle))
     _warn(plan)
@@ -62,6 +71,7 @@ def generate_command(
     control_scale: Scale = None,
     inversion: Inversion = "reference",
     seed: Seed = 0,
+    reference: Reference = None,
     edit: Edit = "face,left_hand,right_hand",
     warp: Warp = "nearest",
     window: Windowing = None,
@@ -84,6 +94,7 @@ def generate_command(
         control_scale=control_scale,
         inversion=inversion,
         seed=seed,
+        reference=reference,
         edit=edit,
         warp=warp,
         window=window,

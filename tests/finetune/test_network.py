@@ -171,3 +171,14 @@ def test_sd15_has_15_temporal_blocks_and_its_public_parameter_counts(sd15) -> No
     assert sum(block.attn_temp is not None for block in unet.blocks) == 15
     assert sum(n for name, n in sizes.items() if name.startswith("unet.") and name not in temporal) == 859_520_964
     assert sum(n for name, n in sizes.items() if name.startswith("controlnet.")) == 361_279_120
+
+
+def test_clips_in_one_pass_equal_clips_one_by_one(lively, draw, tolerance) -> None:
+    clips, timesteps = [draw(3, height=9), draw(3, height=9)], torch.tensor([801, 21])
+    clips[1] = {**clips[1], "x": clips[1]["x"].flip(0), "pose_features": clips[1]["pose_features"].flip(0)}
+    joined = {name: torch.cat([clip[name] for clip in clips]) for name in ("x", "text", "pose_features")}
+    with torch.no_grad():
+        together = lively(**joined, timestep=timesteps, frames=3)
+        apart = [lively(**{**clip, "timestep": t[None]}) for clip, t in zip(clips, timesteps, strict=True)]
+    assert (together - torch.cat(apart)).abs().max() < tolerance["network"]
+    assert (together[0] - together[1]).abs().max() > 0.01

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from posecrafter.pocket.bodies import place_body
-from posecrafter.pocket.figures import clip, key_points, random_scene, render, still
+from posecrafter.pocket.figures import clip, key_points, moments, random_scene, render, still
 from posecrafter.pocket.motion import Pose
 from posecrafter.pocket.paint import Cloth
 from posecrafter.pose import BODY, FACE, LEFT_HAND, RIGHT_HAND
@@ -119,3 +119,13 @@ def test_the_persons_right_is_on_the_left_of_the_picture(scene):
     assert xy[BODY][2, 0] < xy[BODY][5, 0]
     assert xy[BODY][14, 0] < xy[BODY][15, 0]
     assert xy[RIGHT_HAND][0, 0] < xy[LEFT_HAND][0, 0]
+
+
+def test_moments_show_one_person_in_one_place_in_different_poses(squares):
+    pictures, track, _ = moments(11, squares, 3)
+    again, _, _ = moments(11, squares, 3)
+    assert np.array_equal(pictures, again)
+    assert len(track) == 3
+    assert np.abs(track.xy[0, :18] - track.xy[1, :18]).max() > 0.5
+    border = pictures[:, :6, :6].astype(int)
+    assert np.abs(border[0] - border[1]).mean() < 15

@@ -30,6 +30,16 @@ def test_the_reference_is_the_training_frame_that_the_target_repeats(memory_bund
     assert plan.distance == pytest.approx(0, abs=1e-9)
 
 
+def test_a_chosen_reference_is_taken_and_one_that_is_not_there_refused(memory_bundle: Bundle) -> None:
+    plan = make_plan(Request(poses=memory_bundle.poses[[7, 7]], reference=2), memory_bundle)
+    assert plan.reference == 2
+    np.testing.assert_array_equal(plan.reference_pose.xy, memory_bundle.poses[2].xy)
+    for index in (-1, len(memory_bundle.poses)):
+        with pytest.raises(RequestError) as caught:
+            make_plan(Request(poses=memory_bundle.poses, reference=index), memory_bundle)
+        assert caught.value.code == "reference-range"
+
+
 def test_targets_on_another_canvas_are_framed_to_the_bundle(memory_bundle: Bundle) -> None:
     poses = memory_bundle.poses[:2]
     larger = PoseTrack(poses.xy * 3, poses.score, 192, 192)

@@ -1,0 +1,233 @@
+"""How good the pictures are: `python -m posecrafter.bench.quality --clips FOLDER --rendered 3 [--ablate]`.
+
+Every subject is tuned on its training clip alone and driven by its target's poses; the result is scored against frames
+that nothing was tuned on. One JSON line a subject, variant and seed goes to OUT/quality.jsonl, a picture sheet to
+OUT/<subject>.png; the table of all lines is printed at the end. What is there already is not done again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from posecrafter.bench.ablations import FULL, VARIANTS, Variant
+from posecrafter.bench.score import Score, nearest_copy, score
+from posecrafter.bench.sheet import write_sheet
+from posecrafter.bench.subjects import Subject, clip_subjects, fitted, held_out, rendered_subjects, sharpness
+from posecrafter.export.run import Run
+from posecrafter.finetune.base import load_base, read_base_defaults
+from posecrafter.finetune.options import FinetuneOptions
+from posecrafter.finetune.train import finetune
+from posecrafter.framing import Framing
+from posecrafter.pose import draw_poses, extract_poses
+from posecrafter.progress import Progress
+from posecrafter.runtime import Request
+from posecrafter.runtime.select import distances
+from posecrafter.video import read_video, write_video
+
+Frames = NDArray[np.uint8]
+EVERY = 4
+"""Every fourth frame is scored: neighbours differ little, and the published figures are counted so."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """base: whose defaults rule. tuning: fields of FinetuneOptions on top. request: fields of Request. work: folder."""
+
+    base: str
+    tuning: dict[str, Any]
+    request: dict[str, Any]
+    work: Path
+
+
+def measure(subject: Subject, name: str, variant: Variant, seed: int, options: Options, progress: Progress) -> Any:
+    """One record: tune (or take the tuned run that is there), render, score."""
+    run, tuning_seconds = _tuned(subject, name if variant.retuned else FULL, variant, seed, options, progress)
+    given = {"seed": seed, **options.request, **(variant.request or {})}
+    request = Request(poses=subject.target, **given)
+    started = time.perf_counter()
+    with variant.session(run) as session:
+        frames = variant.render(session, request)
+        plan = session.plan(request)
+    seconds = time.perf_counter() - started
+    video = options.work / subject.name / f"{name.replace(' ', '-').replace(':', '')}-{seed}.mp4"
+    write_video(video, frames, subject.training.fps)
+    shown = read_video(video).frames
+    record = {
+        "subject": subject.name,
+        "variant": name,
+        "seed": seed,
+        "size": [plan.width, plan.height],
+        "frames": len(frames),
+        "steps": len(plan.sampling_steps),
+        "tuning_steps": run.record["steps"],
+        "tuning_seconds": round(tuning_seconds, 1),
+        "render_seconds": round(seconds, 1),
+        "pose_error_percent": _pose_error(video, subject, plan.width, plan.height),
+        **_scores(subject, shown),
+    }
+    if name == FULL:
+        _sheet(options.work / f"{subject.name}.png", subject, shown, run.record["pose_style"])
+    return record
+
+
+def _tuned(
+    subject: Subject, name: str, variant: Variant, seed: int, options: Options, progress: Progress
+) -> tuple[Run, float]:
+    folder = options.work / subject.name / f"run-{name.replace(' ', '-')}-{seed}"
+    if not (folder / "run.json").is_file():
+        base = load_base(options.base)
+        variant.change(base)
+        defaults = read_base_defaults(options.base)
+        tuning = FinetuneOptions.for_base(defaults, prompt=subject.prompt, seed=seed, **options.tuning)
+        finetune(subject.training, subject.training_poses, base, folder, tuning, overwrite=True, progress=progress)
+    run = Run.read(folder)
+    return run, float(run.record["seconds"])
+
+
+def _scores(subject: Subject, shown: Frames) -> dict[str, Any]:
+    """Against the truth, beside the nearest training frame and the published result; nothing where nobody knows."""
+    if subject.truth is None:
+        return {}
+    height, width = shown.shape[1:3]
+    truth = fitted(subject.truth, width, height)[::EVERY]
+    training = fitted(subject.training.frames, width, height)
+    record = {
+        **asdict(score(shown[::EVERY], truth)),
+        "detail": sharpness(shown[::EVERY]) / sharpness(truth),
+        "nearest_copy": asdict(score(nearest_copy(training, truth), truth)),
+    }
+    if subject.published is not None:
+        published = fitted(subject.published, width, height)[::EVERY]
+        record["published"] = asdict(score(published, truth)) | {"detail": sharpness(published) / sharpness(truth)}
+    return record
+
+
+def _pose_error(video: Path, subject: Subject, width: int, height: int) -> float | None:
+    """Mean distance between the poses that drove and those found in the result, in % of the image's longer side."""
+    found = extract_poses(video, allow_missing=True)
+    wanted = subject.target.framed(Framing.center(subject.target.width, subject.target.height, width, height))
+    found = found.framed(Framing.center(found.width, found.height, width, height))
+    errors = np.diagonal(distances(wanted, found))
+    return None if np.isnan(errors).all() else round(100 * float(np.nanmean(errors)), 3)
+
+
+def _sheet(path: Path, subject: Subject, shown: Frames, style: str) -> None:
+    height, width = shown.shape[1:3]
+    framing = Framing.center(subject.target.width, subject.target.height, width, height)
+    training = fitted(subject.training.frames, width, height)
+    rows = {
+        "training frame": training[np.linspace(0, len(training) - 1, len(shown)).round().astype(int)],
+        "target pose": draw_poses(subject.target.framed(framing), style=style),
+        "result": shown,
+    }
+    if subject.truth is not None:
+        rows["ground truth"] = fitted(subject.truth, width, height)
+    if subject.published is not None:
+        rows["published"] = fitted(subject.published, width, height)
+    write_sheet(path, rows)
+
+
+def table(records: list[dict[str, Any]]) -> str:
+    """A Markdown table: one row a subject and variant, means over seeds."""
+    head = "| subject | variant | seeds | PSNR dB | SSIM | detail | pose error % | nearest copy | published |"
+    rows = [head, "|" + "---|" * 9]
+    for subject, name in dict.fromkeys((r["subject"], r["variant"]) for r in records):
+        group = [r for r in records if (r["subject"], r["variant"]) == (subject, name)]
+        cells = [subject, name, str(len(group))]
+        cells += [_mean(group, "psnr", 2), _mean(group, "ssim", 4), _mean(group, "detail", 2)]
+        cells += [_mean(group, "pose_error_percent", 2), _pair(group[0], "nearest_copy"), _pair(group[0], "published")]
+        rows.append("| " + " | ".join(cells) + " |")
+    return "\n".join(rows)
+
+
+def _mean(group: list[dict[str, Any]], field: str, digits: int) -> str:
+    values = [r[field] for r in group if r.get(field) is not None]
+    if not values:
+        return ""
+    spread = f" ± {np.std(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.{digits}f}{spread}"
+
+
+def _pair(record: dict[str, Any], field: str) -> str:
+    if field not in record:
+        return ""
+    found = Score(record[field]["psnr"], record[field]["ssim"])
+    return f"{found.psnr:.2f} / {found.ssim:.3f}"
+
+
+def main() -> None:
+    """Parse the command line, measure what is missing, print the table."""
+    parser = argparse.ArgumentParser(prog="python -m posecrafter.bench.quality", description=__doc__)
+    parser.add_argument("--clips", type=Path, help="folder of clips: <name>/train.mp4, target.mp4, published.mp4")
+    parser.add_argument("--names", default="", help="which of them, comma separated; default all")
+    parser.add_argument("--other-person", default="lecture", help="clips whose target shows somebody else")
+    parser.add_argument("--rendered", type=int, default=0, help="how many rendered people to measure as well")
+    parser.add_argument("--held-out", action="store_true", help="judge on the last quarter of the training frames")
+    parser.add_argument("--ablate", action="store_true", help="also with each part of the method off")
+    parser.add_argument("--variants", default="", help="only these, comma separated")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--base", default="pocket")
+    parser.add_argument("--tuning", default="{}", help='options of the tuning as JSON: {"steps": 300}')
+    parser.add_argument("--request", default="{}", help='options of the request as JSON: {"guidance": 2}')
+    parser.add_argument("--out", type=Path, default=Path("out/quality"))
+    arguments = parser.parse_args()
+    tuning = {"max_seconds": 300.0, **json.loads(arguments.tuning)}
+    options = Options(arguments.base, tuning, json.loads(arguments.request), arguments.out)
+    names = _names(arguments.variants) or (tuple(VARIANTS) if arguments.ablate else (FULL,))
+    records = _read(arguments.out / "quality.jsonl")
+    done = {(r["subject"], r["variant"], r["seed"]) for r in records}
+    for subject in _subjects(arguments):
+        for seed in range(arguments.seeds):
+            for name in names:
+                if (subject.name, name, seed) not in done:
+                    records.append(measure(subject, name, VARIANTS[name], seed, options, _quiet(subject, name, seed)))
+                    _append(arguments.out / "quality.jsonl", records[-1])
+    print(table(records))
+
+
+def _subjects(arguments: argparse.Namespace) -> Iterator[Subject]:
+    clips: Iterator[Subject] = iter(())
+    if arguments.clips is not None:
+        other = _names(arguments.other_person)
+        clips = clip_subjects(arguments.clips, arguments.out / "poses", _names(arguments.names), other)
+    subjects = chain(clips, rendered_subjects(arguments.rendered))
+    return map(held_out, subjects) if arguments.held_out else subjects
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _quiet(subject: Subject, name: str, seed: int) -> Progress:
+    """A line every hundred steps."""
+
+    def progress(stage: str, done: int, total: int, detail: str = "") -> None:
+        if done % 100 == 0:
+            print(f"{subject.name} / {name} / seed {seed}: {stage} {done} of {total} {detail}", flush=True)
+
+    return progress
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def _append(path: Path, record: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record) + "\n")
+    print(json.dumps(record), flush=True)
+
+
+if __name__ == "__main__":
+    main()
