@@ -23,6 +23,7 @@ from posecrafter.bench.ablations import FULL, VARIANTS, Variant
 from posecrafter.bench.score import Score, nearest_copy, score
 from posecrafter.bench.sheet import write_sheet
 from posecrafter.bench.subjects import Subject, clip_subjects, fitted, held_out, rendered_subjects, sharpness
+from posecrafter.errors import PoseError
 from posecrafter.export.run import Run
 from posecrafter.finetune.base import load_base, read_base_defaults
 from posecrafter.finetune.options import FinetuneOptions
@@ -113,8 +114,14 @@ def _scores(subject: Subject, shown: Frames) -> dict[str, Any]:
 
 
 def _pose_error(video: Path, subject: Subject, width: int, height: int) -> float | None:
-    """Mean distance between the poses that drove and those found in the result, in % of the image's longer side."""
-    found = extract_poses(video, allow_missing=True)
+    """Mean distance between the poses that drove and those found in the result, in % of the image's longer side; None
+    where the extractor finds nobody."""
+    try:
+        found = extract_poses(video, allow_missing=True)
+    except PoseError as error:
+        if error.code != "no-person":
+            raise
+        return None
     wanted = subject.target.framed(Framing.center(subject.target.width, subject.target.height, width, height))
     found = found.framed(Framing.center(found.width, found.height, width, height))
     errors = np.diagonal(distances(wanted, found))
