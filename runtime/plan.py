@@ -23,11 +23,11 @@ from posecrafter.schedule import Step
 
 _POINTS: dict[Region, slice] = {"face": FACE, "left_hand": LEFT_HAND, "right_hand": RIGHT_HAND}
 
-# A pass holds this many fp32 tensors of the first level's size at once: so many for every frame (pose maps and features
-# among them), and so many more for every frame and prompt. Fitted to the peak memory of rendering with ONNX Runtime on a
-# CPU, pocket base at 128x128, 3 to 33 frames, one and two prompts (40 to 281 MiB beyond the loaded graphs); within a
-# third of it there. Other engines and sizes were not measured.
-_LIVE_FRAME, _LIVE_PROMPT = 28, 46
+# Beside the graphs' weights a pass holds this many fp32 tensors of the first level's size: so many for every frame (pose
+# maps and features among them), so many more for every frame and prompt; and an engine some bytes of its own. Fitted to
+# the peaks of rendering with ONNX Runtime on a CPU, pocket base at 128x128, 3 to 33 frames, one and two prompts (40 to
+# 281 MiB), which it meets within a quarter. Other engines and sizes were not measured.
+_LIVE_FRAME, _LIVE_PROMPT, _ENGINE = 28, 46, 38 * 2**20
 _FAR = 0.08
 
 
@@ -217,7 +217,7 @@ def _memory(bundle: Bundle, frames: int, prompts: int) -> int:
     m = bundle.manifest
     weights = sum(entry.bytes for name, entry in m.files.items() if name.startswith("graphs/"))
     cells = (m.defaults.width // m.latents.factor) * (m.defaults.height // m.latents.factor)
-    return weights + 4 * m.network_width * cells * frames * (_LIVE_FRAME + _LIVE_PROMPT * prompts)
+    return _ENGINE + weights + 4 * m.network_width * cells * frames * (_LIVE_FRAME + _LIVE_PROMPT * prompts)
 
 
 def _warnings(
