@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, cast, get_args
 
 import torch
 from torch import Tensor
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from transformers import CLIPTextModel, CLIPTokenizer
 
 Scope = Literal["method", "all"]
+LearningSchedule = Literal["constant", "cosine"]
 Network = TypeVar("Network", VideoUNet, VideoControlNet)
 
 
@@ -41,8 +42,8 @@ Network = TypeVar("Network", VideoUNet, VideoControlNet)
 class Defaults:
     """What a base is best used with; posecrafter.json in its folder may say, these are SD 1.5's [C].
 
-    Generation: width and height in pixels, steps, guidance, control_scale. Fine-tuning: learning_rate, train_steps,
-    train (the scope), window (frames of one pass), adapt_decoder (steps; ours, 0 is off).
+    Generation: width and height in pixels, steps, guidance, control_scale. Fine-tuning: learning_rate, lr_schedule,
+    train_steps, train (the scope), window (frames of one pass), adapt_decoder (steps; ours, 0 is off).
     """
 
     width: int = 512
@@ -51,6 +52,7 @@ class Defaults:
     guidance: float = 12.0
     control_scale: float = 1.0
     learning_rate: float = 3e-5
+    lr_schedule: LearningSchedule = "constant"
     train_steps: int = 500
     train: Scope = "method"
     window: int = 8
@@ -66,8 +68,10 @@ class Defaults:
             allowed = (int, float) if kinds[name] is float else kinds[name]
             if not isinstance(value, allowed) or isinstance(value, bool):
                 raise BaseModelError("base-defaults", f"{path}: {name} is {value!r}, expected {kinds[name].__name__}")
-        if config.get("train", "all") not in ("method", "all"):
-            raise BaseModelError("base-defaults", f"{path}: train is {config['train']!r}, expected 'method' or 'all'")
+        for name, choices in (("train", get_args(Scope)), ("lr_schedule", get_args(LearningSchedule))):
+            if config.get(name, choices[0]) not in choices:
+                expected = " or ".join(repr(choice) for choice in choices)
+                raise BaseModelError("base-defaults", f"{path}: {name} is {config[name]!r}, expected {expected}")
         return replace(cls(), **config)
 
 

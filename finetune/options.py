@@ -7,22 +7,24 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, Self
 
 from posecrafter.errors import TrainingError
-from posecrafter.finetune.base import Defaults, Scope
+from posecrafter.finetune.base import Defaults, LearningSchedule, Scope
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 FACTOR = 8
 """Pixels per latent cell of Stable Diffusion: both sides of a frame must be multiples of it."""
 
 _MAY_CHANGE = ("steps", "save_every", "max_seconds")
-"""Options a resumed run may set anew without leaving the path of the first."""
+"""Options a resumed run may set anew without leaving the path of the first; steps only where the learning rate does not
+depend on them."""
 
 
 @dataclass(frozen=True)
 class FinetuneOptions:
     """Options of one run. [C] marks the method's published values; the rest are ours.
 
-    steps, learning_rate, weight_decay, grad_clip: AdamW at a constant rate [C]. window: frames of one pass, the key
-    frame among them [C: 8]. scope: "method" [C] or "all". lora_rank: low-rank updates instead of full matrices.
+    steps, learning_rate, weight_decay, grad_clip: AdamW. lr_schedule: "constant" [C], or "cosine" from learning_rate at
+    the first step down to nearly 0 at the last, for short runs at high rates. window: frames of one pass, the key frame
+    among them [C: 8]. scope: "method" [C] or "all". lora_rank: low-rank updates instead of full matrices.
     precision: of the network's arithmetic; weights in training, loss and optimizer stay fp32. save_every: steps between
     checkpoints. max_seconds: end well after this time, whatever the step. adapt_decoder: steps of tuning the
     autoencoder's decoder afterwards.
@@ -30,6 +32,7 @@ class FinetuneOptions:
 
     steps: int = 500
     learning_rate: float = 3e-5
+    lr_schedule: LearningSchedule = "constant"
     weight_decay: float = 1e-2
     grad_clip: float = 1.0
     window: int = 8
@@ -70,6 +73,7 @@ class FinetuneOptions:
         options: dict[str, Any] = {
             "steps": defaults.train_steps,
             "learning_rate": defaults.learning_rate,
+            "lr_schedule": defaults.lr_schedule,
             "window": defaults.window,
             "scope": "method" if "lora_rank" in given else defaults.train,
             "width": defaults.width,
@@ -78,12 +82,19 @@ class FinetuneOptions:
         }
         return cls(**{**options, **given})
 
+    def rate(self, step: int) -> float:
+        """The learning rate of step 1..steps."""
+        if self.lr_schedule == "constant":
+            return self.learning_rate
+        return self.learning_rate * (1 + math.cos(math.pi * (step - 1) / self.steps)) / 2
+
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     def differences(self, earlier: dict[str, Any]) -> list[str]:
         """Options in which a resumed run contradicts the earlier one, as "name now, before"."""
-        names = [field.name for field in fields(self) if field.name not in _MAY_CHANGE]
+        fixed = ("steps",) if self.lr_schedule != "constant" else ()
+        names = [field.name for field in fields(self) if field.name in fixed or field.name not in _MAY_CHANGE]
         return [f"{n} is {getattr(self, n)!r}, was {earlier.get(n)!r}" for n in names if getattr(self, n) != earlier[n]]
 
 

@@ -141,6 +141,8 @@ class Trainer:
         self._masters.take_gradients()
         self._scaler.unscale_(self._optimizer)
         norm = nn.utils.clip_grad_norm_(self.weights.values(), options.grad_clip)
+        for group in self._optimizer.param_groups:
+            group["lr"] = options.rate(number)
         self._scaler.step(self._optimizer)
         self._scaler.update()
         self._masters.publish()

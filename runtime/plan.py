@@ -23,9 +23,9 @@ from posecrafter.schedule import Step
 
 _POINTS: dict[Region, slice] = {"face": FACE, "left_hand": LEFT_HAND, "right_hand": RIGHT_HAND}
 
-# Beside the graphs' weights a pass holds this many fp32 tensors of the first level's size: so many for every frame (pose
-# maps and features among them), so many more for every frame and prompt; and an engine some bytes of its own. Fitted to
-# the peaks of rendering with ONNX Runtime on a CPU, pocket base at 128x128, 3 to 33 frames, one and two prompts (40 to
+# Beside the graphs' weights a pass holds so many fp32 tensors of the first level's size for every frame (pose maps and
+# features among them) and so many more for every frame and prompt; an engine holds some bytes of its own. Fitted to the
+# peaks of rendering with ONNX Runtime on a CPU, pocket base at 128x128, 3 to 33 frames, one and two prompts (40 to
 # 281 MiB), which it meets within a quarter. Other engines and sizes were not measured.
 _LIVE_FRAME, _LIVE_PROMPT, _ENGINE = 28, 46, 38 * 2**20
 _FAR = 0.08

@@ -38,6 +38,9 @@ def finetune_command(
     ] = None,
     steps: Annotated[int | None, typer.Option("--steps", help="Training steps.  [default: the base's]")] = None,
     learning_rate: Annotated[float | None, typer.Option("--lr", help="Learning rate.  [default: the base's]")] = None,
+    lr_schedule: Annotated[
+        str | None, typer.Option("--lr-schedule", help="constant, or cosine down to 0.  [default: the base's]")
+    ] = None,
     lora_rank: Annotated[
         int | None, typer.Option("--lora-rank", help="Train low-rank updates of this rank instead of full matrices.")
     ] = None,
@@ -71,6 +74,7 @@ def finetune_command(
     given: dict[str, Any] = {
         "steps": steps,
         "learning_rate": learning_rate,
+        "lr_schedule": _choice("--lr-schedule", lr_schedule, ("constant", "cosine")),
         "lora_rank": lora_rank,
         "scope": _choice("--train", train, ("method", "all")),
         "window": window,

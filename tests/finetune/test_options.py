@@ -54,6 +54,21 @@ def test_a_lora_turns_a_bases_default_of_all_weights_into_the_methods() -> None:
     assert FinetuneOptions.for_base(Defaults(train="all"), lora_rank=8).scope == "method"
 
 
+def test_a_cosine_falls_from_the_learning_rate_to_nearly_nothing_and_a_constant_rate_stays() -> None:
+    falling = FinetuneOptions(steps=100, learning_rate=2e-3, lr_schedule="cosine")
+    rates = [falling.rate(step) for step in range(1, 101)]
+    assert rates[0] == 2e-3
+    assert rates[50] == pytest.approx(1e-3)
+    assert 0 < rates[-1] < 1e-6
+    assert FinetuneOptions(learning_rate=2e-3).rate(77) == 2e-3
+
+
+def test_a_run_with_a_falling_rate_keeps_its_steps_when_resumed() -> None:
+    first = FinetuneOptions(lr_schedule="cosine")
+    longer = FinetuneOptions(lr_schedule="cosine", steps=900)
+    assert longer.differences(first.as_dict()) == ["steps is 900, was 500"]
+
+
 def test_a_resumed_run_may_only_change_how_long_it_runs() -> None:
     first = FinetuneOptions()
     longer = FinetuneOptions(steps=900, save_every=7, max_seconds=60.0)
