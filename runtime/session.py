@@ -54,10 +54,12 @@ class Session:
         self._inverted: OrderedDict[tuple[object, ...], Floats] = OrderedDict()
 
     @classmethod
-    def open(cls, folder: Path | str, engine: str = "auto", threads: int | None = None) -> Self:
+    def open(
+        cls, folder: Path | str, engine: str = "auto", threads: int | None = None, precision: str | None = None
+    ) -> Self:
         """Verify and open a bundle. Raises: BundleError, EngineError (see `Bundle.open` and `open_engine`)."""
         bundle = Bundle.open(folder)
-        return cls(bundle, open_engine(engine, Path(folder), threads))
+        return cls(bundle, open_engine(engine, Path(folder), threads, precision))
 
     def plan(self, request: Request) -> Plan:
         """What `render` would do; no network runs. Raises: RequestError, PoseError."""

@@ -30,7 +30,7 @@ THIRD_PARTY = {
     },
     "posecrafter.bench": {"numpy", "cv2", "skimage", "matplotlib"},
 }  # fmt: skip
-ENGINE_FILES = {"onnxruntime.py": {"onnxruntime"}, "torch.py": {"torch"}}
+ENGINE_FILES = {"onnxruntime.py": {"onnxruntime"}, "openvino.py": {"openvino"}, "torch.py": {"torch"}}
 NEVER_IN_RUNTIME = ("torch", "triton", "diffusers", "transformers", "onnx")
 
 

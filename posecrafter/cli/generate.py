@@ -68,7 +68,12 @@ def generate_command(
     memory: Memory = None,
     fps: Annotated[float | None, typer.Option("--fps", help="Frames a second; default the training video's.")] = None,
     decode_chunk: Annotated[int, typer.Option("--decode-chunk", help="Frames a pass of the VAE decoder.")] = 8,
-    engine: Annotated[str, typer.Option("--engine", help="auto, onnxruntime, or torch for a run's folder.")] = "auto",
+    engine: Annotated[
+        str, typer.Option("--engine", help="auto, openvino, onnxruntime, or torch for a run's folder.")
+    ] = "auto",
+    precision: Annotated[
+        str | None, typer.Option("--precision", help="Of openvino's arithmetic: fp32, or bf16 where the CPU has it.")
+    ] = None,
     threads: Annotated[int | None, typer.Option("--threads", help="CPU threads; default one a core.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -90,7 +95,7 @@ def generate_command(
         memory=memory,
         decode_chunk=decode_chunk,
     )
-    with _open(bundle, engine, threads) as session:
+    with _open(bundle, engine, threads, precision) as session:
         _warn(session.plan(request))
         with bars() as progress:
             result = session.render(request, progress)
@@ -115,14 +120,14 @@ def _request(poses: Path, **options: Any) -> Request:
     )
 
 
-def _open(path: Path, engine: str, threads: int | None) -> Session:
+def _open(path: Path, engine: str, threads: int | None, precision: str | None) -> Session:
     if engine == "torch":
         from posecrafter.export.reference import open_reference
 
         return open_reference(path)
     from posecrafter.runtime import Session
 
-    return Session.open(path, engine, threads)
+    return Session.open(path, engine, threads, precision)
 
 
 def _write_frames(out: Path, frames: Any, fps: float) -> None:

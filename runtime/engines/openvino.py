@@ -1,0 +1,138 @@
+"""OpenVINO: the fastest engine on a CPU. A graph is compiled for each size that a pass has."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino as ov
+from numpy.typing import NDArray
+
+from posecrafter.errors import EngineError
+from posecrafter.runtime.engines.base import Buffer
+
+HINTS = {"fp32": "f32", "bf16": "bf16"}
+"""Precisions of the arithmetic, and OpenVINO's words for them. Weights and borders are what the bundle's are."""
+
+_STATIC_BYTES = 2**30
+"""Above this much of weights a graph is compiled once, for any size: each compiled size holds weights of its own."""
+
+_RESIDENT = 4
+"""Sizes of a graph that stay compiled: one frame, the pass, the chunk of decoding and its last."""
+
+
+class OpenVinoGraph:
+    """One graph, compiled for the sizes it has met. Outputs are new tensors at every run, so they can be inputs."""
+
+    def __init__(self, core: ov.Core, path: Path, options: Mapping[str, Any], static: bool) -> None:
+        self._core, self._options, self._static = core, options, static
+        self._name = path.stem
+        try:
+            self._model = core.read_model(path)
+        except Exception as error:  # OpenVINO raises bare RuntimeErrors
+            raise EngineError("engine-load", f"OpenVINO cannot read {path}: {_line(error)}") from error
+        self._inputs = [port.any_name for port in self._model.inputs]
+        self._requests: OrderedDict[tuple[tuple[int, ...], ...], ov.InferRequest] = OrderedDict()
+
+    def run(self, inputs: Mapping[str, Buffer]) -> dict[str, Buffer]:
+        request = self._request({name: tuple(inputs[name].shape) for name in self._inputs})
+        try:
+            for name in self._inputs:
+                request.set_tensor(name, inputs[name])
+            made = {}
+            if self._static:
+                for port in request.get_compiled_model().outputs:
+                    made[port.any_name] = ov.Tensor(port.element_type, port.shape)
+                    request.set_tensor(port, made[port.any_name])
+            request.infer()
+            if not self._static:
+                for port in request.get_compiled_model().outputs:
+                    made[port.any_name] = ov.Tensor(request.get_tensor(port).data, shared_memory=False)
+        except Exception as error:
+            raise EngineError("engine-run", f"OpenVINO failed in graph '{self._name}': {_line(error)}") from error
+        return made
+
+    def _request(self, shapes: Mapping[str, tuple[int, ...]]) -> ov.InferRequest:
+        key = tuple(shapes.values()) if self._static else ()
+        if key not in self._requests:
+            try:
+                if self._static:
+                    self._model.reshape({name: list(shape) for name, shape in shapes.items()})
+                compiled = self._core.compile_model(self._model, "CPU", dict(self._options))
+                self._requests[key] = compiled.create_infer_request()
+            except Exception as error:
+                told = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
+                raise EngineError(
+                    "engine-load", f"OpenVINO cannot compile graph '{self._name}' for {told}: {_line(error)}"
+                ) from error
+            if len(self._requests) > _RESIDENT:
+                self._requests.popitem(last=False)
+        self._requests.move_to_end(key)
+        return self._requests[key]
+
+
+class OpenVinoEngine:
+    """Graphs of a bundle folder on OpenVINO's CPU plugin.
+
+    threads: None for one a core. precision: of the arithmetic, "fp32" or "bf16". static: compile for each size met;
+    None for that unless a graph's weights exceed 1 GiB.
+    Raises: EngineError "engine-precision" where the CPU lacks `precision`: OpenVINO itself would take fp32 and say
+    nothing.
+    """
+
+    name = "openvino"
+    device = "cpu"
+
+    def __init__(
+        self, folder: Path, threads: int | None = None, precision: str = "fp32", static: bool | None = None
+    ) -> None:
+        self._folder, self._static = folder, static
+        self._core = ov.Core()
+        self._graphs: dict[str, OpenVinoGraph] = {}
+        check_precision(self._core, precision)
+        self._options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": HINTS[precision]}
+        if threads is not None:
+            self._options["INFERENCE_NUM_THREADS"] = threads
+
+    def load(self, graph: str) -> OpenVinoGraph:
+        if graph not in self._graphs:
+            path = self._folder / "graphs" / f"{graph}.onnx"
+            if not path.is_file():
+                raise EngineError("engine-load", f"{self._folder} has no graph '{graph}'; export it again")
+            files = (path, path.with_suffix(".weights"))
+            weights = sum(file.stat().st_size for file in files if file.is_file())
+            static = weights <= _STATIC_BYTES if self._static is None else self._static
+            self._graphs[graph] = OpenVinoGraph(self._core, path, self._options, static)
+        return self._graphs[graph]
+
+    def upload(self, array: NDArray[Any]) -> Buffer:
+        return ov.Tensor(np.ascontiguousarray(array).reshape(array.shape), shared_memory=False)
+
+    def download(self, buffer: Buffer) -> NDArray[np.float32]:
+        return np.array(buffer.data)
+
+    def close(self) -> None:
+        self._graphs.clear()
+
+
+def check_precision(core: ov.Core, precision: str) -> None:
+    """Raises: EngineError "engine-precision" for a word that is none, or that this CPU does not compute in."""
+    if precision not in HINTS:
+        raise EngineError(
+            "engine-precision", f"OpenVINO here computes in {' or '.join(HINTS)}, not {precision!r}; name one of them"
+        )
+    able = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    if precision == "bf16" and "BF16" not in able:
+        raise EngineError(
+            "engine-precision",
+            f"this CPU has no bf16 arithmetic (OpenVINO reports {', '.join(able)}); use --precision fp32",
+        )
+
+
+def _line(error: Exception) -> str:
+    """OpenVINO's messages open with its own source lines; the last line says what happened."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
