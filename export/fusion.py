@@ -87,6 +87,8 @@ def single(shape: Shape) -> ir.Model:
     if shape.computed != shape.carried:
         nodes = [ir.node("Cast", [value], attributes={"to": shape.computed}) for value in inputs]
         given = [node.outputs[0] for node in nodes]
+        for value, wide in zip(inputs, given, strict=True):
+            wide.shape, wide.dtype = value.shape, shape.computed
     if shape.mask is not None:
         mask = made("mask", shape.mask, "batch", 1, "queries", "keys")
         inputs.append(mask)

@@ -113,8 +113,8 @@ class Built:
             if found != built_from:
                 raise EngineError(
                     "plan-stale",
-                    f"engine '{self.engine}': '{graph}' was built from a graph with hash {built_from[:12]}, the one in the "
-                    f"bundle has {found[:12]}. Run: {cure}",
+                    f"engine '{self.engine}': '{graph}' was built from a graph with hash {built_from[:12]}, "
+                    f"the bundle's has {found[:12]}. Run: {cure}",
                 )
 
 
