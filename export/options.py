@@ -1,4 +1,4 @@
-"""What an export is asked for: frozen, checked before anything heavy starts."""
+"""What an export or a compile is asked for: frozen, checked before anything heavy starts."""
 
 from __future__ import annotations
 
@@ -34,3 +34,26 @@ class ExportOptions:
             value = getattr(self, name)
             if value is not None and value < low:
                 raise ExportError("options-range", f"{name} is {value}; it must be at least {low}")
+
+
+@dataclass(frozen=True)
+class CompileOptions:
+    """What to build.
+
+    precision: of the network; None for the bundle's. target: "any" or "sm80,sm89", ... for TensorRT-RTX; None for the
+    engine's default. frames: frames of the passes to build for; none for the manifest's range. size: (width, height) in
+    pixels; None for the bundle's. accumulate: "fp32" or "fp16", of the sums of half-precision attention.
+    """
+
+    precision: str | None = None
+    target: str | None = None
+    frames: tuple[int, ...] = ()
+    size: tuple[int, int] | None = None
+    accumulate: str = "fp32"
+
+    def __post_init__(self) -> None:
+        """Raises: ExportError "options-range"."""
+        if self.precision not in (None, "fp32", "fp16", "bf16"):
+            raise ExportError("options-range", f"precision is {self.precision!r}; choose fp32, fp16 or bf16")
+        if self.accumulate not in ("fp32", "fp16"):
+            raise ExportError("options-range", f"accumulate is {self.accumulate!r}; choose fp32 or fp16")

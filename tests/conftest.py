@@ -47,6 +47,136 @@ def tiny_bundle(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return export_bundle(tiny_run, tmp_path_factory.mktemp("tiny") / "bundle")
 
 
+@pytest.fixture(scope="session")
+def toy_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle whose fp16 graphs are a few layers each, attention among them, behind the borders of real ones.
+
+    An engine is built for it in seconds. 4 latent channels, 32x40 pixels of 8 a cell, 5 tokens of width 6.
+    """
+    return write_toy_bundle(tmp_path_factory.mktemp("toy") / "bundle")
+
+
+def write_toy_bundle(folder: Path) -> Path:
+    """Write graphs, person and manifest."""
+    import numpy as np
+    import onnx
+    from safetensors.numpy import save_file
+
+    from posecrafter.manifest import Defaults, Latents, Manifest, Range, Text
+    from posecrafter.pose import PoseTrack, write_poses
+    from posecrafter.schedule import Schedule
+
+    random = np.random.default_rng(0)
+    (folder / "graphs").mkdir(parents=True)
+    (folder / "person").mkdir()
+    for name, (text, weights) in _TOY_GRAPHS.items():
+        model = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["": 23]> {name} {text}')
+        for key, shape in weights.items():
+            half = (random.standard_normal(shape) / np.prod(shape[1:]) ** 0.5).astype(np.float16)
+            model.graph.initializer.append(onnx.numpy_helper.from_array(half, key))
+        onnx.checker.check_model(model, full_check=True)
+        model = onnx.shape_inference.infer_shapes(model, data_prop=True)
+        onnx.save(model, folder / "graphs" / f"{name}.onnx")
+    (folder / "graphs" / "tokenizer.json").write_text("{}")
+    xy = random.uniform(4, 28, (3, 130, 2)).astype(np.float32)
+    write_poses(folder / "person" / "poses.json", PoseTrack(xy, np.ones((3, 130), np.float32), 40, 32))
+    latents = random.standard_normal((3, 4, 4, 5)).astype(np.float32)
+    save_file({"latents": latents}, folder / "person" / "latents.safetensors")
+    text = {"prompt": np.full((5, 6), 0.5, np.float32), "empty": np.zeros((5, 6), np.float32)}
+    save_file(text, folder / "person" / "text.safetensors")
+    Manifest(
+        precision="fp16",
+        width=Range(16, 64, 8),
+        height=Range(16, 64, 8),
+        frames=Range(1, 33),
+        prompts=Range(1, 4),
+        latents=Latents(channels=4, factor=8, scaling_factor=1.0),
+        text=Text(tokens=5, width=6, prompt="a person"),
+        schedule=Schedule(),
+        defaults=Defaults(width=40, height=32, steps=2, guidance=2.0, control_scale=1.0),
+        pose_style="v1.1",
+        fps=25.0,
+        training_frames=3,
+        network_width=32,
+        files=Manifest.entries(folder),
+    ).write(folder)
+    return folder
+
+
+_TOY_GRAPHS: dict[str, tuple[str, dict[str, tuple[int, ...]]]] = {
+    "pose_encoder": (
+        """(float[frames, 3, height, width] control_images) => (float[frames, 32, h, w] pose_features) {
+            half = Cast<to = 10>(control_images)
+            cells = Conv<strides = [8, 8], kernel_shape = [8, 8]>(half, kernel)
+            pose_features = Cast<to = 1>(cells)
+        }""",
+        {"kernel": (32, 3, 8, 8)},
+    ),
+    "denoiser": (
+        """(float[frames, 4, h, w] x, int64[1] timestep, float a, float b, float[prompts, 5, 6] text,
+            float[prompts] weight, float[frames, 32, h, w] pose_features, float control_scale)
+            => (float[frames, 4, h, w] x_next, float[frames, 4, h, w] eps)
+        <int64[4] apart = {0, 2, 16, -1}, int64[2] words = {1, 2}, int64[1] first = {0}, float thousandth = {0.001}> {
+            half = Cast<to = 10>(x)
+            poses = Cast<to = 10>(pose_features)
+            wide = Conv(half, into)
+            posed = Add(wide, poses)
+            q = Conv(posed, to_q)
+            q_apart = Reshape(q, apart)
+            q_tokens = Transpose<perm = [0, 1, 3, 2]>(q_apart)
+            q_exact = Cast<to = 1>(q_tokens)
+            k = Conv(posed, to_k)
+            k_apart = Reshape(k, apart)
+            k_tokens = Transpose<perm = [0, 1, 3, 2]>(k_apart)
+            k_exact = Cast<to = 1>(k_tokens)
+            v = Conv(posed, to_v)
+            v_apart = Reshape(v, apart)
+            v_tokens = Transpose<perm = [0, 1, 3, 2]>(v_apart)
+            v_exact = Cast<to = 1>(v_tokens)
+            seen = Attention(q_exact, k_exact, v_exact)
+            back = Cast<to = 10>(seen)
+            turned = Transpose<perm = [0, 1, 3, 2]>(back)
+            shape = Shape(posed)
+            joined = Reshape(turned, shape)
+            small = Conv(joined, out)
+            full = Cast<to = 1>(small)
+            scaled = Mul(full, control_scale)
+            meaning = ReduceMean<keepdims = 0>(text, words)
+            weighed = Mul(meaning, weight)
+            said = ReduceSum<keepdims = 0>(weighed, first)
+            when = Cast<to = 1>(timestep)
+            late = Mul(when, thousandth)
+            shifted = Add(scaled, said)
+            eps = Add(shifted, late)
+            kept = Mul(a, x)
+            moved = Mul(b, eps)
+            x_next = Add(kept, moved)
+        }""",
+        {"into": (32, 4, 1, 1), **{f"to_{x}": (32, 32, 1, 1) for x in "qkv"}, "out": (4, 32, 1, 1)},
+    ),
+    "vae_decoder": (
+        """(float[frames, 4, h, w] latents) => (float[frames, height, width, 3] frames)
+        <float low = {0.0}, float high = {255.0}, float grey = {128.0}> {
+            half = Cast<to = 10>(latents)
+            deep = Conv(half, kernel)
+            pixels = DepthToSpace<blocksize = 8>(deep)
+            full = Cast<to = 1>(pixels)
+            bright = Mul(full, grey)
+            clear = Clip(bright, low, high)
+            frames = Transpose<perm = [0, 2, 3, 1]>(clear)
+        }""",
+        {"kernel": (192, 4, 1, 1)},
+    ),
+    "text_encoder": (
+        """(int64[prompts, 5] input_ids) => (float[prompts, 5, 6] text) {
+            rows = Gather(table, input_ids)
+            text = Cast<to = 1>(rows)
+        }""",
+        {"table": (100, 6)},
+    ),
+}
+
+
 def write_tiny_run(folder: Path, base_folder: Path, seed: int = 0) -> Path:
     """Write what fine-tuning writes: poses, latents, a full person and the record."""
     import numpy as np

@@ -26,7 +26,7 @@ THIRD_PARTY = {
     "posecrafter.finetune": {"torch", "diffusers", "transformers", "safetensors", "numpy", "huggingface_hub"},
     "posecrafter.export": {
         "torch", "onnx", "onnxscript", "onnx_ir", "polygraphy", "numpy", "safetensors", "diffusers", "transformers",
-        "tokenizers",
+        "tokenizers", "openvino",
     },
     "posecrafter.bench": {"numpy", "cv2", "skimage", "matplotlib", "torch"},
 }  # fmt: skip

@@ -6,6 +6,7 @@ import sys
 
 import typer
 
+from posecrafter.cli.compile import compile_command
 from posecrafter.cli.demo import demo_command
 from posecrafter.cli.export import export_command
 from posecrafter.cli.finetune import finetune_command
@@ -24,6 +25,7 @@ app = typer.Typer(
 app.add_typer(poses_app, name="poses", help="Extract and draw key points.")
 app.command("finetune")(finetune_command)
 app.command("export")(export_command)
+app.command("compile")(compile_command)
 app.command("plan")(plan_command)
 app.command("generate")(generate_command)
 app.command("inspect")(inspect_command)

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from posecrafter.cli.interrupt import interrupt
 from posecrafter.errors import RequestError, TrainingError
-from posecrafter.progress import Cancel
 
 if TYPE_CHECKING:
     from posecrafter.pose import PoseTrack
@@ -100,7 +96,7 @@ def finetune_command(
 
     options = FinetuneOptions.for_base(read_base_defaults(base, controlnet), **given)
     RunFolder(out).check(resume, overwrite)
-    with bars() as progress, _interrupt() as cancel:
+    with bars() as progress, interrupt() as cancel:
         loaded = load_base(base, controlnet, _device(device))
         try:
             result = finetune(
@@ -150,21 +146,3 @@ def _device(name: str) -> str:
     if name.startswith("cuda") and int(name.partition(":")[2] or 0) >= torch.cuda.device_count():
         raise RequestError("device-missing", f"--device is {name}; torch sees {torch.cuda.device_count()} CUDA devices")
     return name
-
-
-@contextmanager
-def _interrupt() -> Iterator[Cancel]:
-    """A Cancel that turns true at the first Ctrl-C, so that the step under way ends well; the second one interrupts."""
-    stopped = False
-
-    def on_interrupt(signum: int, frame: FrameType | None) -> None:
-        nonlocal stopped
-        if stopped:
-            raise KeyboardInterrupt
-        stopped = True
-
-    before = signal.signal(signal.SIGINT, on_interrupt)
-    try:
-        yield lambda: stopped
-    finally:
-        signal.signal(signal.SIGINT, before)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,11 @@ import openvino as ov
 from numpy.typing import NDArray
 
 from posecrafter.errors import EngineError
+from posecrafter.manifest import Manifest
 from posecrafter.runtime.engines.base import Buffer
+from posecrafter.runtime.engines.built import Built, built_folders, read_part, source_hash
+
+VERSION = str(ov.__version__)
 
 HINTS = {"fp32": "f32", "bf16": "bf16"}
 """Precisions of the arithmetic, and OpenVINO's words for them. Weights and borders are what the bundle's are."""
@@ -24,17 +28,27 @@ _RESIDENT = 4
 """Sizes of a graph that stay compiled: one frame, the pass, the chunk of decoding and its last."""
 
 
-class OpenVinoGraph:
-    """One graph, compiled for the sizes it has met. Outputs are new tensors at every run, so they can be inputs."""
+Shapes = Mapping[str, tuple[int, ...]]
 
-    def __init__(self, core: ov.Core, path: Path, options: Mapping[str, Any], static: bool) -> None:
-        self._core, self._options, self._static = core, options, static
+Blob = Callable[[str], bytes | None]
+
+
+class OpenVinoGraph:
+    """One graph, compiled for the sizes it has met. Outputs are new tensors at every run, so they can be inputs.
+
+    blob: gives the file that `compile` made for one size, by its name.
+    """
+
+    def __init__(self, core: ov.Core, path: Path, options: Mapping[str, Any], static: bool, blob: Blob) -> None:
+        self._core, self._options, self._static, self._blob = core, options, static, blob
         self._name = path.stem
         try:
             self._model = core.read_model(path)
         except Exception as error:  # OpenVINO raises bare RuntimeErrors
             raise EngineError("engine-load", f"OpenVINO cannot read {path}: {_line(error)}") from error
         self._inputs = [port.any_name for port in self._model.inputs]
+        # Compiling may give an output the name of what it was merged with; its place stays.
+        self._outputs = [port.any_name for port in self._model.outputs]
         self._requests: OrderedDict[tuple[tuple[int, ...], ...], ov.InferRequest] = OrderedDict()
 
     def run(self, inputs: Mapping[str, Buffer]) -> dict[str, Buffer]:
@@ -43,26 +57,33 @@ class OpenVinoGraph:
             for name in self._inputs:
                 request.set_tensor(name, inputs[name])
             made = {}
+            ports = dict(zip(self._outputs, request.get_compiled_model().outputs, strict=True))
             if self._static:
-                for port in request.get_compiled_model().outputs:
-                    made[port.any_name] = ov.Tensor(port.element_type, port.shape)
-                    request.set_tensor(port, made[port.any_name])
+                for name, port in ports.items():
+                    made[name] = ov.Tensor(port.element_type, port.shape)
+                    request.set_tensor(port, made[name])
             request.infer()
             if not self._static:
-                for port in request.get_compiled_model().outputs:
-                    made[port.any_name] = ov.Tensor(request.get_tensor(port).data, shared_memory=False)
+                made = {
+                    name: ov.Tensor(request.get_tensor(port).data, shared_memory=False) for name, port in ports.items()
+                }
         except Exception as error:
             raise EngineError("engine-run", f"OpenVINO failed in graph '{self._name}': {_line(error)}") from error
         return made
 
-    def _request(self, shapes: Mapping[str, tuple[int, ...]]) -> ov.InferRequest:
+    def export(self, inputs: Mapping[str, Buffer]) -> tuple[str, bytes]:
+        """What `compile` writes for inputs of these sizes: the file's name and bytes."""
+        shapes = {name: tuple(inputs[name].shape) for name in self._inputs}
+        blob = self._request(shapes).get_compiled_model().export_model()
+        return blob_name(self._name, shapes), bytes(blob.getvalue())
+
+    def _request(self, shapes: Shapes) -> ov.InferRequest:
         key = tuple(shapes.values()) if self._static else ()
         if key not in self._requests:
             try:
-                if self._static:
-                    self._model.reshape({name: list(shape) for name, shape in shapes.items()})
-                compiled = self._core.compile_model(self._model, "CPU", dict(self._options))
-                self._requests[key] = compiled.create_infer_request()
+                self._requests[key] = self._compile(shapes).create_infer_request()
+            except EngineError:
+                raise
             except Exception as error:
                 told = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
                 raise EngineError(
@@ -72,6 +93,14 @@ class OpenVinoGraph:
                 self._requests.popitem(last=False)
         self._requests.move_to_end(key)
         return self._requests[key]
+
+    def _compile(self, shapes: Shapes) -> ov.CompiledModel:
+        blob = self._blob(blob_name(self._name, shapes)) if self._static else None
+        if blob is not None:
+            return self._core.import_model(blob, "CPU", dict(self._options))
+        if self._static:
+            self._model.reshape({name: list(shape) for name, shape in shapes.items()})
+        return self._core.compile_model(self._model, "CPU", dict(self._options))
 
 
 class OpenVinoEngine:
@@ -96,6 +125,12 @@ class OpenVinoEngine:
         self._options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": HINTS[precision]}
         if threads is not None:
             self._options["INFERENCE_NUM_THREADS"] = threads
+        self._built = _find_built(folder, precision, self.capabilities)
+
+    @property
+    def capabilities(self) -> list[str]:
+        """What OpenVINO computes in on this CPU, sorted: FP32, BF16, ..."""
+        return sorted(self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
 
     def load(self, graph: str) -> OpenVinoGraph:
         if graph not in self._graphs:
@@ -105,8 +140,17 @@ class OpenVinoEngine:
             files = (path, path.with_suffix(".weights"))
             weights = sum(file.stat().st_size for file in files if file.is_file())
             static = weights <= _STATIC_BYTES if self._static is None else self._static
-            self._graphs[graph] = OpenVinoGraph(self._core, path, self._options, static)
+            self._graphs[graph] = OpenVinoGraph(self._core, path, self._options, static, self._blob)
         return self._graphs[graph]
+
+    def _blob(self, name: str) -> bytes | None:
+        if self._built is None:
+            return None
+        folder, record = self._built
+        part = next((part for part in record.files if part.file == name), None)
+        return (
+            None if part is None else read_part(folder, part, f"posecrafter compile {self._folder} --engine openvino")
+        )
 
     def upload(self, array: NDArray[Any]) -> Buffer:
         return ov.Tensor(np.ascontiguousarray(array).reshape(array.shape), shared_memory=False)
@@ -116,6 +160,25 @@ class OpenVinoEngine:
 
     def close(self) -> None:
         self._graphs.clear()
+
+
+def blob_name(graph: str, shapes: Shapes) -> str:
+    """The file of a graph compiled for these inputs: "vae_decoder-8x4x16x16.blob"."""
+    return f"{graph}-{'_'.join('x'.join(map(str, shape)) or 'one' for shape in shapes.values())}.blob"
+
+
+def _find_built(bundle: Path, precision: str, capabilities: list[str]) -> tuple[Path, Built] | None:
+    """What `compile` made in this bundle, if this OpenVINO on such a CPU made it from these graphs.
+
+    It only saves time, so what does not fit is passed over; what claims to fit and was altered is refused when read.
+    """
+    for folder in built_folders(bundle, "openvino"):
+        record, manifest = Built.read(folder), Manifest.read(bundle)
+        mine = (record.version, record.precision, record.options.get("capabilities"))
+        sources = {graph: source_hash(manifest, graph) for graph in record.sources}
+        if mine == (VERSION, precision, capabilities) and sources == record.sources:
+            return folder, record
+    return None
 
 
 def check_precision(core: ov.Core, precision: str) -> None:

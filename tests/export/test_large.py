@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import resource
+import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,13 @@ from posecrafter.export.graphs import Border, Graph, Step
 from posecrafter.export.options import ExportOptions
 from posecrafter.export.parity import relative_l2
 from posecrafter.export.save import save_graph
+from posecrafter.export.tensorrt_graph import tensorrt_copy
+from posecrafter.export.tensorrt_plan import build_plan
 from posecrafter.export.trace import trace, translate
 from posecrafter.finetune.network import VideoControlNet, VideoDenoiser, VideoUNet
 from posecrafter.manifest import Range
+from posecrafter.progress import silent
+from posecrafter.runtime.engines.built import Profile
 
 SD15 = {
     "in_channels": 4,
@@ -31,6 +37,13 @@ SD15 = {
     "attention_head_dim": 8,
     "conditioning_embedding_out_channels": [16, 32, 96, 256],
 }
+
+
+@dataclass(frozen=True)
+class Exported:
+    folder: Path
+    example: dict[str, torch.Tensor]
+    expected: list[np.ndarray]
 
 
 def random_denoiser() -> VideoDenoiser:
@@ -47,10 +60,9 @@ def random_denoiser() -> VideoDenoiser:
     return denoiser
 
 
-@pytest.mark.slow
-def test_sd15_in_half_precision_is_exported_with_external_weights_and_runs(
-    tmp_path: Path, run_onnx: Any, run_torch: Any, tolerance: dict[str, float]
-) -> None:
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory, run_torch: Any) -> Exported:
+    """The fp16 denoiser as export writes it, and what PyTorch computes."""
     latents = ("frames", 4, "h", "w")
     inputs = {
         "x": Border(latents),
@@ -68,13 +80,42 @@ def test_sd15_in_half_precision_is_exported_with_external_weights_and_runs(
     expected = run_torch(graph.module, example)
     half = replace(graph, module=exported_copy(graph.module, ExportOptions(precision="fp16")))
     graph.module.to_empty(device="meta")
-    save_graph(translate(half, trace(half, ranges)), tmp_path, "denoiser", cpu_copy=True)
-    del half
+    folder = tmp_path_factory.mktemp("large")
+    save_graph(translate(half, trace(half, ranges)), folder, "denoiser", cpu_copy=True)
+    return Exported(folder, example, expected)
 
-    sizes = {path.name: path.stat().st_size for path in tmp_path.iterdir()}
+
+@pytest.mark.slow
+def test_sd15_in_half_precision_is_exported_with_external_weights_and_runs(
+    exported: Exported, run_onnx: Any, tolerance: dict[str, float]
+) -> None:
+    sizes = {path.name: path.stat().st_size for path in exported.folder.iterdir()}
     print(sizes)
     assert sizes["denoiser.weights"] > 2**31
     assert sizes["denoiser.onnx"] + sizes["denoiser.cpu.onnx"] < 2**24
-    for ours, theirs in zip(run_onnx(tmp_path / "denoiser.cpu.onnx", example), expected, strict=True):
+    found = run_onnx(exported.folder / "denoiser.cpu.onnx", exported.example)
+    for ours, theirs in zip(found, exported.expected, strict=True):
         assert np.isfinite(ours).all()
         assert relative_l2(ours, theirs) < tolerance["half"]
+
+
+@pytest.mark.slow
+def test_sd15_is_built_whole_into_one_plan_with_every_attention_fused(exported: Exported, tmp_path: Path) -> None:
+    import tensorrt_rtx_bindings as trt
+
+    source, start = exported.folder / "denoiser.onnx", time.perf_counter()
+    marked = tensorrt_copy(source, "fp16")
+    # UNet: 15 blocks of key-frame, temporal and cross-attention and a mid block of two; ControlNet: 7 blocks of two.
+    assert (marked.fused, marked.decomposed) == (15 * 3 + 2 + 7 * 2, 0)
+    cells = (64, 64, 64)
+    profile = Profile({"frames": (17, 17, 17), "h": cells, "w": cells, "prompts": (2, 2, 2)})
+    plan = build_plan(trt, marked.model, source, (profile,), ("sm89",), silent)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    seconds = time.perf_counter() - start
+    print(
+        {"layers": plan.layers, "plan_bytes": plan.data.nbytes, "seconds": round(seconds), "peak_gib": round(peak, 1)}
+    )
+    (tmp_path / "denoiser.plan").write_bytes(memoryview(plan.data))
+    weights = (exported.folder / "denoiser.weights").stat().st_size
+    assert weights < (tmp_path / "denoiser.plan").stat().st_size < 2 * weights
+    assert peak < 24
