@@ -103,8 +103,9 @@ def launch(x: Tensor, each: Tensor, weight: Tensor, a: Tensor, b: Tensor) -> tup
 
 @torch.library.custom_op("posecrafter::guidance_step", mutates_args=(), device_types="cpu")
 def guidance_step(x: Tensor, each: Tensor, weight: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """x_next = a x + b eps and eps = sum_b weight_b eps_b, float32. Shapes as in `launch`."""
-    return twin(x, each, weight, a, b)
+    """x_next = a x + b eps and eps = sum_b weight_b eps_b, float32, in x's memory order. Shapes as in `launch`."""
+    following, eps = twin(x, each, weight, a, b)
+    return torch.empty_like(x).copy_(following), torch.empty_like(x).copy_(eps)
 
 
 @guidance_step.register_kernel("cuda")

@@ -91,49 +91,55 @@ def _few(q_ptr, k_ptr, v_ptr, out_ptr, frames, lanes, OUT: tl.constexpr, SCALE: 
 
 @triton.jit(do_not_specialize=["frames", "lanes"])
 def _many(q_ptr, k_ptr, v_ptr, out_ptr, frames, lanes, OUT: tl.constexpr, SCALE: tl.constexpr, HEADS: tl.constexpr,
-          D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, R: tl.constexpr):  # fmt: skip
-    """One lane of one prompt with its R >= F frames: ordinary matrices, which Hopper's wide instructions take.
+          D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, Q: tl.constexpr, R: tl.constexpr):  # fmt: skip
+    """Q frames of one lane of one prompt against its R >= F frames: ordinary matrices, which Hopper's wide
+    instructions take.
 
     A frame's d numbers are less than a cache line; the programs of the lanes beside it run at the same time and find
     the rest of the line in the L2.
     """
-    lane = tl.program_id(0)
-    frame = tl.arange(0, R)[:, None]
+    lane, prompt = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    asking, seen = tl.program_id(2) * Q + tl.arange(0, Q), tl.arange(0, R)
     d0, d1 = tl.arange(0, D0)[None, :], D0 + tl.arange(0, max(D1, 1))[None, :]
-    step = tl.program_id(1).to(tl.int64) * frames + frame
-    at = (step * lanes + lane) * D
-    in0, in1 = (frame < frames) & (d0 < D), (frame < frames) & (d1 < D)
-    q0 = tl.load(q_ptr + at + d0, mask=in0, other=0.0)
-    k0 = tl.load(k_ptr + at + d0, mask=in0, other=0.0)
-    v0 = tl.load(v_ptr + at + d0, mask=in0, other=0.0)
+    step = (prompt * frames + asking)[:, None]
+    mine, theirs = (step * lanes + lane) * D, ((prompt * frames + seen)[:, None] * lanes + lane) * D
+    asks, is_seen = (asking < frames)[:, None], (seen < frames)[:, None]
+    q0 = tl.load(q_ptr + mine + d0, mask=asks & (d0 < D), other=0.0)
+    k0 = tl.load(k_ptr + theirs + d0, mask=is_seen & (d0 < D), other=0.0)
     scores = tl.dot(q0, k0.T)
     if D1 > 0:
-        q1 = tl.load(q_ptr + at + d1, mask=in1, other=0.0)
-        k1 = tl.load(k_ptr + at + d1, mask=in1, other=0.0)
-        v1 = tl.load(v_ptr + at + d1, mask=in1, other=0.0)
+        q1 = tl.load(q_ptr + mine + d1, mask=asks & (d1 < D), other=0.0)
+        k1 = tl.load(k_ptr + theirs + d1, mask=is_seen & (d1 < D), other=0.0)
         scores = tl.dot(q1, k1.T, scores)
-    scores = tl.where(tl.arange(0, R)[None, :] < frames, scores * SCALE, float("-inf"))
+    scores = tl.where(seen[None, :] < frames, scores * SCALE, float("-inf"))
     weights = tl.exp2(scores - tl.max(scores, 1)[:, None])
     share = (1.0 / tl.sum(weights, 1))[:, None]
+    # Only now, unlike above: v would not fit the registers beside q, k and the scores.
+    v0 = tl.load(v_ptr + theirs + d0, mask=is_seen & (d0 < D), other=0.0)
     weights = weights.to(v0.dtype)
     to = (step * (lanes // HEADS) + lane // HEADS) * OUT + lane % HEADS * D
-    tl.store(out_ptr + to + d0, (tl.dot(weights, v0) * share).to(out_ptr.dtype.element_ty), mask=in0)
+    tl.store(out_ptr + to + d0, (tl.dot(weights, v0) * share).to(out_ptr.dtype.element_ty), mask=asks & (d0 < D))
     if D1 > 0:
-        tl.store(out_ptr + to + d1, (tl.dot(weights, v1) * share).to(out_ptr.dtype.element_ty), mask=in1)
+        v1 = tl.load(v_ptr + theirs + d1, mask=is_seen & (d1 < D), other=0.0)
+        tl.store(out_ptr + to + d1, (tl.dot(weights, v1) * share).to(out_ptr.dtype.element_ty), mask=asks & (d1 < D))
 
 
 def tile(d: int, frames: int) -> dict[str, int]:
-    """Frames R and lanes L of a program, and its warps: 128 rows of narrow heads, 64 of wide ones."""
+    """Frames R and lanes L of a program (or Q asking frames of one lane), and its warps.
+
+    128 rows of narrow heads, 64 of wide ones: more do not fit the registers.
+    """
     if frames <= FEW:
         r = max(16, power_of_two(frames))
         return {"L": max((128 if d <= 80 else 64) // r, 1), "R": r, "warps": 4}
-    return {"R": power_of_two(frames), "warps": 8 if frames > 64 else 4}
+    r = power_of_two(frames)
+    return {"Q": r if d <= 96 else 64, "R": r, "warps": 8 if frames > 64 else 4}
 
 
 def constants(d: int, heads: int, out_stride: int, block: dict[str, int]) -> dict[str, float]:
     d0, d1 = split(d)
     sizes = {"OUT": out_stride, "SCALE": LOG2_E / d**0.5, "HEADS": heads, "D": d, "D0": d0, "D1": d1}
-    return {**sizes, **{name: size for name, size in block.items() if name in ("L", "R")}}
+    return {**sizes, **{name: size for name, size in block.items() if name != "warps"}}
 
 
 def check(q: Tensor, k: Tensor, v: Tensor, heads: int, frames: int, out: Tensor) -> int:
@@ -165,8 +171,12 @@ def launch(q: Tensor, k: Tensor, v: Tensor, heads: int, frames: int, out: Tensor
     check_same_device({"q": q, "k": k, "v": v, "out": out})
     d, lanes = q.shape[2] // heads, q.shape[1] * heads
     block = tile(d, frames)
-    kernel, grid = (_few, triton.cdiv(lanes, block["L"])) if frames <= FEW else (_many, lanes)
-    kernel[check_grid((grid, q.shape[0] // frames))](
+    prompts = q.shape[0] // frames
+    if frames <= FEW:
+        kernel, grid = _few, (triton.cdiv(lanes, block["L"]), prompts)
+    else:
+        kernel, grid = _many, (lanes, prompts, triton.cdiv(frames, block["Q"]))
+    kernel[check_grid(grid)](
         q, k, v, out, frames, lanes, **constants(d, heads, stride, block), num_warps=block["warps"], num_stages=1
     )  # fmt: skip
     return out
@@ -221,7 +231,7 @@ def builds(dtype: str, target: int) -> Iterable[Build]:
             yield Build(
                 f"temporal_attention_d{d}_f{frames}_{dtype}", _few if few else _many,
                 {**pointers, "frames": "i32", "lanes": "i32"}, constants(d, 8, 8 * d, block),
-                ("ceil(lanes / L)" if few else "lanes", "prompts"), block["warps"], 1,
+                ("ceil(lanes / L)", "prompts") if few else ("lanes", "prompts", "ceil(frames / Q)"), block["warps"], 1,
             )  # fmt: skip
 
 

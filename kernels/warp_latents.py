@@ -86,7 +86,7 @@ def twin(noise: Tensor, source: Tensor, origins: Tensor, boxes: Tensor, mode: in
             moved = sum(w[:, None] * at(column + du, row + dv) for w, du, dv in corners)
             moved = moved / sum(w * w for w, _, _ in corners).sqrt()[:, None]
         out = torch.where(inside[:, None], moved.to(out.dtype), out)
-    return out
+    return out.contiguous()
 
 
 @triton.jit

@@ -1,4 +1,4 @@
-"""What a launch refuses: shapes and dtypes that do not fit, views in another order than the kernel reads, odd starts."""
+"""What a launch refuses: shapes and dtypes that do not fit, views in another order than is read, odd starts."""
 
 from __future__ import annotations
 
