@@ -94,7 +94,8 @@ def describe(compiled: Compiled, file: Path) -> dict[str, Any]:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m posecrafter.kernels.aot", description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="a bundle (its engines/ is written), or any other folder")
-    parser.add_argument("--target", type=int, default=90, help=f"compute capability: {', '.join(map(str, TARGETS))}")
+    targets = f"compute capability, default 90; may be repeated: {', '.join(map(str, TARGETS))}"
+    parser.add_argument("--target", type=int, action="append", help=targets)
     parser.add_argument("--form", choices=("cubin", "ptx"), default="cubin")
     parser.add_argument("--dtype", choices=DTYPES, action="append", help="may be repeated; default all")
     parser.add_argument("--only", default="", help="names that match this regular expression")
@@ -102,11 +103,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     bundle = (options.folder / "manifest.json").is_file()
     folder = options.folder / "engines" if bundle else options.folder
     try:
-        out = write_kernels(folder, options.target, options.dtype or DTYPES, options.form, options.only, _report)
+        for target in options.target or [90]:
+            print(write_kernels(folder, target, options.dtype or DTYPES, options.form, options.only, _report))
     except PoseCrafterError as error:
         print(f"error[{error.code}]: {error.message}", file=sys.stderr)
         return 2
-    print(out)
     return 0
 
 
