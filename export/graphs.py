@@ -8,16 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
-from diffusers import AutoencoderKL
 from torch import Tensor, nn
-from transformers import CLIPTextModel
 
 from posecrafter.export.options import ExportOptions
-from posecrafter.finetune.base import Base
 from posecrafter.finetune.network import PoseEmbedding, VideoDenoiser
 from posecrafter.manifest import Range
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
+    from transformers import CLIPTextModel
+
+    from posecrafter.finetune.base import Base
 
 Shape = tuple[int | str, ...]
 """Sizes; a name stands for a dimension that stays dynamic."""

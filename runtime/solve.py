@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from posecrafter.errors import EngineError, RequestError
 from posecrafter.progress import Cancel, Progress
+from posecrafter.runtime.engines.base import Buffer, Engine, Overlapping
 from posecrafter.runtime.network import Conditions, Network
 from posecrafter.schedule import Step
 
@@ -26,20 +28,36 @@ def solve(
 ) -> Floats:
     """Take x through all steps. x: float32 [F, L, h, w] -> the same shape; frame 0 is the key frame.
 
+    Every step is looked at; with an engine that overlaps, while the next one runs, so that the device never waits.
     Raises: RequestError "cancelled"; EngineError "nan-latents" at the first step that leaves the finite numbers.
     """
-    state = network.engine.upload(x)
-    latents = x
+    behind = 1 if isinstance(network.engine, Overlapping) else 0
+    state, latents = network.engine.upload(x), x
+    queued: deque[tuple[int, Callable[[], Floats]]] = deque()
     for done, step in enumerate(steps, start=1):
         if cancel is not None and cancel():
             raise RequestError("cancelled", f"stopped before {stage} step {done} of {len(steps)}")
         state = network.step(state, step, conditions)
-        latents = network.engine.download(state)
-        if not np.isfinite(latents).all():
-            raise EngineError(
-                "nan-latents",
-                f"the latents are not finite after {stage} step {done} of {len(steps)} (timestep {step.timestep}); "
-                "export with --precision fp32, or lower --guidance",
-            )
-        progress(stage, done, len(steps))
+        queued.append((done, _fetch(network.engine, state)))
+        while len(queued) > (behind if done < len(steps) else 0):
+            seen, arrive = queued.popleft()
+            latents = arrive()
+            _check(latents, stage, seen, steps)
+            progress(stage, seen, len(steps))
     return latents
+
+
+def _fetch(engine: Engine, state: Buffer) -> Callable[[], Floats]:
+    if isinstance(engine, Overlapping):
+        return engine.fetch(state)
+    latents = engine.download(state)
+    return lambda: latents
+
+
+def _check(latents: Floats, stage: str, done: int, steps: Sequence[Step]) -> None:
+    if not np.isfinite(latents).all():
+        raise EngineError(
+            "nan-latents",
+            f"the latents are not finite after {stage} step {done} of {len(steps)} "
+            f"(timestep {steps[done - 1].timestep}); export with --precision fp32, or lower --guidance",
+        )

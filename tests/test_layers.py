@@ -13,6 +13,7 @@ ROOT = Path(__file__).parent.parent
 LEVEL = {
     "posecrafter": 0,
     "posecrafter.pose": 0,
+    "posecrafter.kernels": 1,
     "posecrafter.runtime": 1,
     "posecrafter.finetune": 2,
     "posecrafter.export": 3,
@@ -22,6 +23,7 @@ FOLDER = {"posecrafter": "posecrafter"} | {name: name.split(".")[1] for name in 
 THIRD_PARTY = {
     "posecrafter": {"numpy", "av", "cv2"},
     "posecrafter.pose": {"numpy", "cv2"},
+    "posecrafter.kernels": {"torch", "triton", "numpy"},
     "posecrafter.runtime": {"numpy", "safetensors", "tokenizers"},
     "posecrafter.finetune": {"torch", "diffusers", "transformers", "safetensors", "numpy", "huggingface_hub"},
     "posecrafter.export": {

@@ -82,7 +82,12 @@ def generate_command(
         str, typer.Option("--engine", help="auto, openvino, onnxruntime, or torch for a run's folder.")
     ] = "auto",
     precision: Annotated[
-        str | None, typer.Option("--precision", help="Of openvino's arithmetic: fp32, or bf16 where the CPU has it.")
+        str | None, typer.Option("--precision", help="openvino: fp32, or bf16 where the CPU has it; torch: fp32, fp16.")
+    ] = None,
+    device: Annotated[str | None, typer.Option("--device", help="Of engine torch: cpu, cuda or cuda:1.")] = None,
+    kernels: Annotated[
+        str | None,
+        typer.Option("--kernels", help="Of engine torch, on or off: fused Triton kernels; default on for cuda."),
     ] = None,
     threads: Annotated[int | None, typer.Option("--threads", help="CPU threads; default one a core.")] = None,
     as_json: AsJson = False,
@@ -106,7 +111,7 @@ def generate_command(
         memory=memory,
         decode_chunk=decode_chunk,
     )
-    with _open(bundle, engine, threads, precision) as session:
+    with _open(bundle, engine, threads, precision, device, kernels) as session:
         _warn(session.plan(request))
         with bars() as progress:
             result = session.render(request, progress)
@@ -131,11 +136,20 @@ def _request(poses: Path, **options: Any) -> Request:
     )
 
 
-def _open(path: Path, engine: str, threads: int | None, precision: str | None) -> Session:
+def _open(
+    path: Path, engine: str, threads: int | None, precision: str | None, device: str | None, kernels: str | None
+) -> Session:
+    if kernels not in (None, "on", "off"):
+        raise RequestError("kernels", f"--kernels is {kernels!r}; give on or off")
     if engine == "torch":
-        from posecrafter.export.reference import open_reference
+        from posecrafter.export.reference import TorchOptions, open_reference
 
-        return open_reference(path)
+        placed = (device or "cpu").startswith("cuda") if kernels is None else kernels == "on"
+        return open_reference(path, options=TorchOptions(device or "cpu", placed, precision))
+    if device is not None or kernels is not None:
+        raise RequestError(
+            "engine-option", f"engine '{engine}' takes neither --device nor --kernels; --engine torch does"
+        )
     from posecrafter.runtime import Session
 
     return Session.open(path, engine, threads, precision)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,4 +43,13 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Free every graph. The engine is not used afterwards."""
+        ...
+
+
+@runtime_checkable
+class Overlapping(Protocol):
+    """An engine whose copies out overlap with its work, so that the loop can look at a step while the next one runs."""
+
+    def fetch(self, buffer: Buffer) -> Callable[[], NDArray[np.float32]]:
+        """Begin to copy a buffer out, which may then be overwritten; the function returned waits for the copy."""
         ...

@@ -1,0 +1,114 @@
+"""One build to machine code, on any machine: Triton needs no GPU to compile for one."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import triton
+from triton import knobs
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from posecrafter.errors import EngineError
+from posecrafter.kernels.checks import ALIGNMENT
+from posecrafter.kernels.registry import Build
+
+TARGETS = (80, 86, 89, 90, 100, 120)
+"""Compute capabilities, times ten: A100, RTX 30, RTX 40, H100 and H200, B200, RTX 50."""
+
+SHARED = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448, 120: 101376}
+"""Bytes of shared memory that one block may use."""
+
+MOST_STACK = 192
+"""Bytes a thread may spill: heads of 160 do, where there are no warpgroup instructions. Hopper spills none."""
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A build's machine code and what a host must know to launch it.
+
+    entry: the function's name in it. arguments: name and type in order; behind them come `trailing` null pointers.
+    threads: of a block. shared: its dynamic shared memory in bytes. registers, stack: a thread's.
+    """
+
+    build: Build
+    target: int
+    entry: str
+    ptx: str
+    cubin: bytes
+    arguments: tuple[tuple[str, str], ...]
+    trailing: int
+    threads: int
+    shared: int
+    registers: int
+    stack: int
+
+
+def compile_build(build: Build, target: int) -> Compiled:
+    """Compile for a compute capability (90 for 9.0).
+
+    Raises: EngineError "kernel-target" for one that is not in TARGETS; "kernel-build" where the compiler fails, the
+    block does not fit the device or would need scratch memory.
+    """
+    if target not in TARGETS:
+        raise EngineError("kernel-target", f"sm_{target} is not supported; choose {', '.join(map(str, TARGETS))}")
+    if knobs.runtime.interpret:
+        raise EngineError("kernel-build", "TRITON_INTERPRET is set, so nothing can be compiled; unset it")
+    names = [parameter.name for parameter in build.function.params]
+    signature = {name: "constexpr" if name in build.constants else build.types[name] for name in names}
+    aligned = {
+        (index,): [["tt.divisibility", ALIGNMENT]] for index, name in enumerate(names) if signature[name][0] == "*"
+    }
+    source = ASTSource(build.function, signature, dict(build.constants), aligned)
+    options = {"num_warps": build.warps, "num_stages": build.stages, "enable_fp_fusion": True}
+    try:
+        made = triton.compile(source, target=GPUTarget("cuda", target, 32), options=options)
+    except Exception as error:  # Triton has no base class of its own for what compiling may raise
+        raise EngineError("kernel-build", f"{build.name} for sm_{target}: {str(error).splitlines()[0]}") from error
+    data = made.metadata
+    scratch = data.global_scratch_size + data.profile_scratch_size
+    if scratch or data.shared > SHARED[target]:
+        raise EngineError(
+            "kernel-build",
+            f"{build.name} for sm_{target} needs {scratch} bytes of scratch and {data.shared} of shared memory; "
+            f"allowed are 0 and {SHARED[target]}: choose a smaller tile",
+        )
+    arguments = tuple((name, signature[name]) for name in names if signature[name] != "constexpr")
+    ptx, cubin = made.asm["ptx"], made.asm["cubin"]
+    registers, stack = _usage(cubin)
+    return Compiled(
+        build=build,
+        target=target,
+        entry=data.name,
+        ptx=ptx,
+        cubin=cubin,
+        arguments=arguments,
+        trailing=_parameters(ptx, data.name) - len(arguments),
+        threads=32 * data.num_warps,
+        shared=data.shared,
+        registers=registers,
+        stack=stack,
+    )
+
+
+def _parameters(ptx: str, entry: str) -> int:
+    """How many parameters the entry takes: Triton adds pointers to scratch memory behind those of the source."""
+    match = re.search(rf"\.entry {re.escape(entry)}\((.*?)\)", ptx, re.DOTALL)
+    return 0 if match is None else len(re.findall(r"\.param", match.group(1)))
+
+
+def _usage(cubin: bytes) -> tuple[int, int]:
+    """Registers and bytes of stack of a thread, as the assembler noted them."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.cubin"
+        path.write_bytes(cubin)
+        command = [knobs.nvidia.cuobjdump.path, "--dump-resource-usage", str(path)]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    registers, stack = (re.search(rf"{name}:(\d+)", text) for name in ("REG", "STACK"))
+    if registers is None or stack is None:
+        raise EngineError("kernel-build", f"cuobjdump does not say what a kernel uses: {text.strip()[:200]}")
+    return int(registers.group(1)), int(stack.group(1))

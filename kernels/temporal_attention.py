@@ -1,0 +1,255 @@
+"""Temporal attention: at every position, F frames meet F frames (METHOD section 1.3).
+
+Stock attention wants [position, head, frame, d] and gets there by copies: about 20 passes over the tokens where 4
+suffice (q, k, v in, the result out). Nothing needs to move. With C = heads * d, channel c = head * d + i of position j
+lies at (j * heads + head) * d + i: a (position, head) pair is one **lane** of d numbers, [F, n, C] is [F, lanes, d],
+and neither heads nor positions need be told apart until the result is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from posecrafter.errors import EngineError
+from posecrafter.kernels.checks import (
+    HALF,
+    check_contiguous,
+    check_grid,
+    check_rows,
+    check_same_device,
+    check_tensor,
+)
+from posecrafter.kernels.key_frame_attention import LOG2_E
+from posecrafter.kernels.registry import Build, Inputs, Kernel, Sizes, power_of_two, split
+
+MOST_FRAMES = 128
+FEW = 32
+"""Frames up to which several lanes share a program; beyond, one lane's scores fill it."""
+
+
+def truth(q: np.ndarray, k: np.ndarray, v: np.ndarray, heads: int, frames: int) -> np.ndarray:
+    """At each position and head, softmax(q k^T / sqrt(d)) v over the frames, float64. q, k, v: [P*F, n, C] -> same."""
+    d = q.shape[2] // heads
+    q4, k4, v4 = (x.reshape(-1, frames, x.shape[1], heads, d) for x in (q, k, v))
+    scores = np.einsum("pfnhd,pgnhd->pnhfg", q4, k4) / np.sqrt(d)
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    weights /= weights.sum(-1, keepdims=True)
+    return np.einsum("pnhfg,pgnhd->pfnhd", weights, v4).reshape(q.shape)
+
+
+def twin(q: Tensor, k: Tensor, v: Tensor, heads: int, frames: int) -> Tensor:
+    """The same by torch's scaled_dot_product_attention on transposed copies."""
+    tokens, width = q.shape[1:]
+
+    def apart(x: Tensor) -> Tensor:
+        return x.reshape(-1, frames, tokens, heads, width // heads).permute(0, 2, 3, 1, 4).flatten(0, 1)
+
+    out = F.scaled_dot_product_attention(apart(q), apart(k), apart(v))
+    return out.unflatten(0, (-1, tokens)).permute(0, 3, 1, 2, 4).reshape(q.shape)
+
+
+@triton.jit(do_not_specialize=["frames", "lanes"])
+def _few(q_ptr, k_ptr, v_ptr, out_ptr, frames, lanes, OUT: tl.constexpr, SCALE: tl.constexpr, HEADS: tl.constexpr,
+         D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, L: tl.constexpr, R: tl.constexpr):  # fmt: skip
+    """L lanes of one prompt, each with its R >= F frames: products of small matrices, batched over lanes.
+
+    Neighbouring lanes are neighbours in memory, so a program reads L * d contiguous numbers a frame.
+    """
+    lane = (tl.program_id(0) * L + tl.arange(0, L))[:, None, None]
+    frame = tl.arange(0, R)[None, :, None]
+    d0, d1 = tl.arange(0, D0)[None, None, :], D0 + tl.arange(0, max(D1, 1))[None, None, :]
+    step = tl.program_id(1).to(tl.int64) * frames + frame
+    at = (step * lanes + lane) * D
+    inside = (frame < frames) & (lane < lanes)
+    in0, in1 = inside & (d0 < D), inside & (d1 < D)
+    q0 = tl.load(q_ptr + at + d0, mask=in0, other=0.0)
+    k0 = tl.load(k_ptr + at + d0, mask=in0, other=0.0)
+    v0 = tl.load(v_ptr + at + d0, mask=in0, other=0.0)
+    scores = tl.dot(q0, tl.trans(k0, (0, 2, 1)))
+    if D1 > 0:
+        q1 = tl.load(q_ptr + at + d1, mask=in1, other=0.0)
+        k1 = tl.load(k_ptr + at + d1, mask=in1, other=0.0)
+        v1 = tl.load(v_ptr + at + d1, mask=in1, other=0.0)
+        scores = tl.dot(q1, tl.trans(k1, (0, 2, 1)), scores)
+    scores = tl.where(tl.arange(0, R)[None, None, :] < frames, scores * SCALE, float("-inf"))
+    weights = tl.exp2(scores - tl.max(scores, 2)[:, :, None])
+    share = (1.0 / tl.sum(weights, 2))[:, :, None]
+    weights = weights.to(v0.dtype)
+    # Only here heads are told apart: the rows of `out` may be wider than C.
+    to = (step * (lanes // HEADS) + lane // HEADS) * OUT + lane % HEADS * D
+    tl.store(out_ptr + to + d0, (tl.dot(weights, v0) * share).to(out_ptr.dtype.element_ty), mask=in0)
+    if D1 > 0:
+        tl.store(out_ptr + to + d1, (tl.dot(weights, v1) * share).to(out_ptr.dtype.element_ty), mask=in1)
+
+
+@triton.jit(do_not_specialize=["frames", "lanes"])
+def _many(q_ptr, k_ptr, v_ptr, out_ptr, frames, lanes, OUT: tl.constexpr, SCALE: tl.constexpr, HEADS: tl.constexpr,
+          D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, Q: tl.constexpr, R: tl.constexpr):  # fmt: skip
+    """Q frames of one lane of one prompt against its R >= F frames: ordinary matrices, which Hopper's wide
+    instructions take.
+
+    A frame's d numbers are less than a cache line; the programs of the lanes beside it run at the same time and find
+    the rest of the line in the L2.
+    """
+    lane, prompt = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    asking, seen = tl.program_id(2) * Q + tl.arange(0, Q), tl.arange(0, R)
+    d0, d1 = tl.arange(0, D0)[None, :], D0 + tl.arange(0, max(D1, 1))[None, :]
+    step = (prompt * frames + asking)[:, None]
+    mine, theirs = (step * lanes + lane) * D, ((prompt * frames + seen)[:, None] * lanes + lane) * D
+    asks, is_seen = (asking < frames)[:, None], (seen < frames)[:, None]
+    q0 = tl.load(q_ptr + mine + d0, mask=asks & (d0 < D), other=0.0)
+    k0 = tl.load(k_ptr + theirs + d0, mask=is_seen & (d0 < D), other=0.0)
+    scores = tl.dot(q0, k0.T)
+    if D1 > 0:
+        q1 = tl.load(q_ptr + mine + d1, mask=asks & (d1 < D), other=0.0)
+        k1 = tl.load(k_ptr + theirs + d1, mask=is_seen & (d1 < D), other=0.0)
+        scores = tl.dot(q1, k1.T, scores)
+    scores = tl.where(seen[None, :] < frames, scores * SCALE, float("-inf"))
+    weights = tl.exp2(scores - tl.max(scores, 1)[:, None])
+    share = (1.0 / tl.sum(weights, 1))[:, None]
+    # Only now, unlike above: v would not fit the registers beside q, k and the scores.
+    v0 = tl.load(v_ptr + theirs + d0, mask=is_seen & (d0 < D), other=0.0)
+    weights = weights.to(v0.dtype)
+    to = (step * (lanes // HEADS) + lane // HEADS) * OUT + lane % HEADS * D
+    tl.store(out_ptr + to + d0, (tl.dot(weights, v0) * share).to(out_ptr.dtype.element_ty), mask=asks & (d0 < D))
+    if D1 > 0:
+        v1 = tl.load(v_ptr + theirs + d1, mask=is_seen & (d1 < D), other=0.0)
+        tl.store(out_ptr + to + d1, (tl.dot(weights, v1) * share).to(out_ptr.dtype.element_ty), mask=asks & (d1 < D))
+
+
+def tile(d: int, frames: int) -> dict[str, int]:
+    """Frames R and lanes L of a program (or Q asking frames of one lane), and its warps.
+
+    128 rows of narrow heads, 64 of wide ones: more do not fit the registers.
+    """
+    if frames <= FEW:
+        r = max(16, power_of_two(frames))
+        return {"L": max((128 if d <= 80 else 64) // r, 1), "R": r, "warps": 4}
+    r = power_of_two(frames)
+    return {"Q": r if d <= 96 else 64, "R": r, "warps": 8 if frames > 64 else 4}
+
+
+def constants(d: int, heads: int, out_stride: int, block: dict[str, int]) -> dict[str, float]:
+    d0, d1 = split(d)
+    sizes = {"OUT": out_stride, "SCALE": LOG2_E / d**0.5, "HEADS": heads, "D": d, "D0": d0, "D1": d1}
+    return {**sizes, **{name: size for name, size in block.items() if name != "warps"}}
+
+
+def check(q: Tensor, k: Tensor, v: Tensor, heads: int, frames: int, out: Tensor) -> int:
+    """The distance of two rows of `out`. Raises: EngineError "kernel-shape", "kernel-dtype", "kernel-layout"."""
+    if q.ndim != 3 or min(q.shape) < 1 or not 1 <= frames <= MOST_FRAMES or q.shape[0] % frames:
+        raise EngineError(
+            "kernel-shape", f"q is {list(q.shape)} with {frames} frames; expected [P*F, n, C], F from 1 to 128"
+        )
+    width = q.shape[2]
+    if width % heads or width // heads % 8 or width // heads > 256:
+        raise EngineError(
+            "kernel-shape", f"{width} channels in {heads} heads; a head must be a multiple of 8, 256 at most"
+        )
+    check_tensor("q", q, q.shape, HALF)
+    for name, x in (("k", k), ("v", v), ("out", out)):
+        check_tensor(name, x, q.shape, (q.dtype,))
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        check_contiguous(name, x)
+    return check_rows("out", out)
+
+
+def launch(q: Tensor, k: Tensor, v: Tensor, heads: int, frames: int, out: Tensor | None = None) -> Tensor:
+    """Run the Triton kernel. q, k, v: [P*F, n, C], contiguous fp16 or bf16, F <= 128 -> [P*F, n, C].
+
+    out: where to write; its rows may be a slice of wider ones. Raises: EngineError "kernel-...".
+    """
+    out = torch.empty_like(q) if out is None else out
+    stride = check(q, k, v, heads, frames, out)
+    check_same_device({"q": q, "k": k, "v": v, "out": out})
+    d, lanes = q.shape[2] // heads, q.shape[1] * heads
+    block = tile(d, frames)
+    prompts = q.shape[0] // frames
+    if frames <= FEW:
+        kernel, grid = _few, (triton.cdiv(lanes, block["L"]), prompts)
+    else:
+        kernel, grid = _many, (lanes, prompts, triton.cdiv(frames, block["Q"]))
+    kernel[check_grid(grid)](
+        q, k, v, out, frames, lanes, **constants(d, heads, stride, block), num_warps=block["warps"], num_stages=1
+    )  # fmt: skip
+    return out
+
+
+@torch.library.custom_op("posecrafter::temporal_attention", mutates_args={"out"}, device_types="cpu")
+def _op(q: Tensor, k: Tensor, v: Tensor, heads: int, frames: int, out: Tensor) -> None:
+    out.copy_(twin(q, k, v, heads, frames))
+
+
+@_op.register_kernel("cuda")
+def _(q: Tensor, k: Tensor, v: Tensor, heads: int, frames: int, out: Tensor) -> None:
+    launch(q, k, v, heads, frames, out)
+
+
+@_op.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, heads: int, frames: int, out: Tensor) -> None:
+    torch._check(out.shape == q.shape)
+
+
+def temporal_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, frames: int, out: Tensor | None = None) -> Tensor:
+    """Attention over F frames at each position. Shapes as in `launch`; any float on a CPU."""
+    out = torch.empty_like(q) if out is None else out
+    _op(q, k, v, heads, frames, out)
+    return out
+
+
+def inputs(sizes: Sizes, dtype: torch.dtype, generator: torch.Generator) -> Inputs:
+    """Standard normal q, k, v. sizes: prompts, frames, tokens, heads, head."""
+    shape = (sizes["prompts"] * sizes["frames"], sizes["tokens"], sizes["heads"] * sizes["head"])
+    q, k, v = (torch.randn(shape, generator=generator, device=generator.device).to(dtype) for _ in range(3))
+    return {"q": q, "k": k, "v": v, "heads": sizes["heads"], "frames": sizes["frames"]}
+
+
+def traffic(sizes: Sizes, dtype: torch.dtype) -> int:
+    """q, k, v in, the result out."""
+    numbers = sizes["prompts"] * sizes["frames"] * sizes["tokens"] * sizes["heads"] * sizes["head"]
+    return 4 * numbers * dtype.itemsize
+
+
+def flops(sizes: Sizes) -> int:
+    return 4 * sizes["prompts"] * sizes["frames"] ** 2 * sizes["tokens"] * sizes["heads"] * sizes["head"]
+
+
+def builds(dtype: str, target: int) -> Iterable[Build]:
+    """Stable Diffusion's three widths, each for up to 16, 32, 64 and 128 frames."""
+    pointers = dict.fromkeys(("q_ptr", "k_ptr", "v_ptr", "out_ptr"), f"*{dtype}")
+    for d in (40, 80, 160):
+        for frames in (16, 32, 64, 128):
+            block = tile(d, frames)
+            few = frames <= FEW
+            yield Build(
+                f"temporal_attention_d{d}_f{frames}_{dtype}", _few if few else _many,
+                {**pointers, "frames": "i32", "lanes": "i32"}, constants(d, 8, 8 * d, block),
+                ("ceil(lanes / L)", "prompts") if few else ("lanes", "prompts", "ceil(frames / Q)"), block["warps"], 1,
+            )  # fmt: skip
+
+
+KERNEL = Kernel(
+    name="temporal_attention",
+    truth=truth,
+    twin=twin,
+    launch=launch,
+    op=temporal_attention,
+    inputs=inputs,
+    sizes={
+        "C320 64x64 F17": {"prompts": 2, "frames": 17, "tokens": 4096, "heads": 8, "head": 40},
+        "C640 32x32 F17": {"prompts": 2, "frames": 17, "tokens": 1024, "heads": 8, "head": 80},
+        "C1280 16x16 F17": {"prompts": 2, "frames": 17, "tokens": 256, "heads": 8, "head": 160},
+        "C320 64x64 F16": {"prompts": 2, "frames": 16, "tokens": 4096, "heads": 8, "head": 40},
+        "C320 64x64 F101": {"prompts": 2, "frames": 101, "tokens": 4096, "heads": 8, "head": 40},
+    },
+    traffic=traffic,
+    flops=flops,
+    builds=builds,
+)

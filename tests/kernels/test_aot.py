@@ -1,0 +1,121 @@
+"""The ahead-of-time build, in a process of its own: every kernel compiles for every target without a GPU."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from posecrafter.kernels import KERNELS
+from posecrafter.kernels.aot import builds, main
+from posecrafter.kernels.compile import MOST_STACK, SHARED, TARGETS
+
+HOPPER = "(key_frame|temporal)_attention_d40(_f16)?_|temporal_attention_d160_f128_|key_frame_attention_d160_"
+HOPPER += "|norm_.*_c320_|guidance_step_b2_|warp_latents_bilinear_"
+ELSEWHERE = "key_frame_attention_d80_|temporal_attention_d40_f32_|norm_measure_c320_"
+
+
+def build(folder: Path, *words: str) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "posecrafter.kernels.aot", str(folder), *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+
+
+def entries(folder: Path, target: int) -> list[dict[str, Any]]:
+    return json.loads((folder / f"kernels-sm_{target}" / "kernels.json").read_text())["kernels"]
+
+
+def check_entries(folder: Path, target: int) -> None:
+    for entry in entries(folder, target):
+        code = (folder / f"kernels-sm_{target}" / entry["file"]).read_bytes()
+        assert hashlib.sha256(code).hexdigest() == entry["sha256"]
+        assert code[:4] == b"\x7fELF"
+        assert entry["entry"].encode() in code
+        assert entry["shared_bytes"] <= SHARED[target]
+        assert entry["stack_bytes"] <= (0 if target == 90 else MOST_STACK), entry
+        assert entry["registers"] <= 255
+        assert entry["trailing_pointers"] in (0, 1, 2)
+
+
+@pytest.fixture(scope="module")
+def hopper(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("hopper")
+    build(folder, "--target", "90", "--dtype", "fp16", "--only", HOPPER)
+    return folder
+
+
+def test_kernels_for_hopper_fit_the_device_and_spill_nothing(hopper: Path) -> None:
+    check_entries(hopper, 90)
+
+
+def test_kernels_for_every_other_target_fit_it_and_spill_no_more_than_the_bound(tmp_path: Path) -> None:
+    others = [target for target in TARGETS if target != 90]
+    build(tmp_path, "--dtype", "fp16", "--only", ELSEWHERE, *(w for t in others for w in ("--target", str(t))))
+    for target in others:
+        assert len(entries(tmp_path, target)) == 3
+        check_entries(tmp_path, target)
+
+
+def test_what_a_host_reads_is_enough_to_launch(hopper: Path) -> None:
+    entry = next(entry for entry in entries(hopper, 90) if entry["name"] == "key_frame_attention_d40_fp16")
+    assert [argument["type"] for argument in entry["arguments"]] == ["*fp16"] * 4 + ["i32"] * 2
+    words = {**entry["constants"], **{argument["name"]: 0 for argument in entry["arguments"]}}
+    for axis in entry["grid"]:
+        used = {word for word in axis.replace("(", " ").replace(")", " ").split() if word.isidentifier()}
+        assert used - {"ceil", "prompts"} <= set(words)
+    assert entry["threads"] == 128
+    assert (entry["constants"]["D0"], entry["constants"]["D1"]) == (32, 16)
+
+
+def test_attention_for_hopper_is_warpgroup_products_and_wide_loads(hopper: Path) -> None:
+    build(hopper / "text", "--form", "ptx", "--dtype", "fp16", "--only", "attention_d40(_f16)?_")
+    texts = {path.stem: path.read_text() for path in (hopper / "text/kernels-sm_90").glob("*.ptx")}
+    assert "wgmma.mma_async" in texts["key_frame_attention_d40_fp16"]
+    temporal = texts["temporal_attention_d40_f16_fp16"]
+    assert "mma.sync" in temporal
+    loads = [
+        line.split()[1 if line.strip().startswith("@") else 0] for line in temporal.splitlines() if "ld.global" in line
+    ]
+    assert set(loads) == {"ld.global.v4.b32"}, "every load of a thread is 16 bytes"
+
+
+def test_every_kernel_of_the_registry_is_built_for_every_target() -> None:
+    for target in TARGETS:
+        names = [build.name for build in builds(target)]
+        assert len(names) == len(set(names))
+        for kernel in KERNELS:
+            assert any(name.startswith(kernel.removesuffix("_silu")) for name in names)
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [(["--target", "70"], "kernel-target"), (["--only", "nothing"], "kernel-none"), ([], "kernel-build")],
+)
+def test_what_cannot_be_built_is_one_line_and_leaves_nothing(
+    words: list[str], code: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The last case runs in this process, whose kernels are interpreted."""
+    assert main([str(tmp_path / "out"), *words]) == 2
+    assert capsys.readouterr().err.strip().splitlines()[-1].startswith(f"error[{code}]: ")
+    assert not list(tmp_path.rglob("*.*"))
+
+
+def test_a_bundle_gets_its_kernels_among_its_engines(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text("{}")
+    build(tmp_path, "--only", "guidance_step_b1_fp16")
+    assert [entry["name"] for entry in entries(tmp_path / "engines", 90)] == ["guidance_step_b1_fp16"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", TARGETS)
+def test_every_kernel_compiles_for_every_target(target: int, tmp_path: Path) -> None:
+    build(tmp_path, "--target", str(target))
+    assert len(entries(tmp_path, target)) == len(builds(target))
+    check_entries(tmp_path, target)

@@ -1,0 +1,125 @@
+"""What a launch refuses: shapes and dtypes that do not fit, views in another order than is read, odd starts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from posecrafter.errors import EngineError
+from posecrafter.kernels import KERNELS
+from posecrafter.kernels.checks import check_grid, check_rows
+from posecrafter.kernels.key_frame_attention import tile
+
+SMALL: dict[str, dict[str, int]] = {
+    "key_frame_attention": {"prompts": 2, "frames": 2, "tokens": 9, "keys": 9, "heads": 2, "head": 40},
+    "temporal_attention": {"prompts": 2, "frames": 2, "tokens": 9, "heads": 2, "head": 40},
+    "group_norm_silu": {"prompts": 2, "frames": 2, "channels": 32, "high": 3, "wide": 3, "groups": 4, "add": 1},
+    "guidance_step": {"prompts": 2, "frames": 2, "channels": 4, "high": 3, "wide": 3},
+    "warp_latents": {"frames": 2, "channels": 4, "high": 4, "wide": 4, "bilinear": 0},
+}
+FIRST = dict(zip(SMALL, ("q", "q", "x", "x", "noise"), strict=True))
+
+
+def inputs_of(name: str) -> dict[str, Any]:
+    return KERNELS[name].inputs(SMALL[name], torch.float16, torch.Generator().manual_seed(0))
+
+
+def transposed(x: torch.Tensor) -> torch.Tensor:
+    """The same numbers with the first two axes exchanged in memory."""
+    return x.transpose(0, 1).contiguous().transpose(0, 1)
+
+
+def misaligned(x: torch.Tensor) -> torch.Tensor:
+    """A copy in the same memory order that starts one element late."""
+    room = torch.empty(x.numel() + 1, dtype=x.dtype)
+    return room[1:].as_strided(x.shape, x.stride(), 1).copy_(x)
+
+
+def refused(name: str, inputs: dict[str, Any]) -> EngineError:
+    with pytest.raises(EngineError) as caught:
+        KERNELS[name].launch(**inputs)
+    return caught.value
+
+
+@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("change", [transposed, misaligned])
+def test_memory_in_another_order_or_misaligned_is_refused(
+    name: str, change: Callable[[torch.Tensor], torch.Tensor]
+) -> None:
+    inputs = inputs_of(name)
+    inputs[FIRST[name]] = change(inputs[FIRST[name]])
+    error = refused(name, inputs)
+    assert error.code == "kernel-layout"
+    assert error.message.startswith(f"{FIRST[name]} ")
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_another_dtype_is_refused_with_those_that_are_allowed(name: str) -> None:
+    inputs = inputs_of(name)
+    inputs[FIRST[name]] = inputs[FIRST[name]].double()
+    error = refused(name, inputs)
+    assert error.code == "kernel-dtype"
+    assert "is float64, expected float" in error.message
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("key_frame_attention", {"heads": 3}),
+        ("key_frame_attention", {"k": torch.zeros(3, 9, 80, dtype=torch.float16)}),
+        ("key_frame_attention", {"v": torch.zeros(2, 8, 80, dtype=torch.float16)}),
+        ("key_frame_attention", {"out": torch.zeros(4, 9, 40, dtype=torch.float16)}),
+        ("temporal_attention", {"frames": 3}),
+        ("temporal_attention", {"frames": 129}),
+        ("temporal_attention", {"heads": 20}),
+        ("group_norm_silu", {"outer": 3}),
+        ("group_norm_silu", {"groups": 5}),
+        ("group_norm_silu", {"weight": torch.zeros(31, dtype=torch.float16)}),
+        ("guidance_step", {"weight": torch.zeros(3)}),
+        ("guidance_step", {"each": torch.zeros(9, 2, 4, 3, 3)}),
+        ("warp_latents", {"mode": 2}),
+        ("warp_latents", {"source": torch.zeros(4, 4, 5, dtype=torch.float16)}),
+    ],
+)
+def test_shapes_that_do_not_fit_together_are_refused(name: str, change: dict[str, Any]) -> None:
+    assert refused(name, {**inputs_of(name), **change}).code == "kernel-shape"
+
+
+def test_an_attention_writes_into_a_slice_of_wider_rows_and_nothing_beside_it() -> None:
+    for name in ("key_frame_attention", "temporal_attention"):
+        inputs = inputs_of(name)
+        both = torch.full((4, 9, 160), 7.0, dtype=torch.float16)
+        KERNELS[name].launch(**inputs, out=both[..., 80:])
+        torch.testing.assert_close(both[..., 80:], KERNELS[name].launch(**inputs), rtol=0, atol=0)
+        assert (both[..., :80] == 7).all()
+
+
+def test_rows_need_one_distance() -> None:
+    wide = torch.zeros(3, 5, 32)
+    assert check_rows("out", wide[..., :16]) == 32
+    assert check_rows("out", wide[:1, :1, :16]) == 16
+    for view in (wide[:, ::2], wide[..., ::2], wide[:, :4]):
+        with pytest.raises(EngineError):
+            check_rows("out", view)
+
+
+def test_the_grid_stays_within_the_limits_of_cuda_at_two_prompts_of_33_frames_of_64x64() -> None:
+    """Heads folded into the batch make 2 * 33 * 8 * 128 = 67,584 rows of programs there: over the second axis."""
+    rows = 33 * 64 * 64
+    assert check_grid((-(-rows // tile(40, 90)["M"]), 2 * 8)) == (1056, 16)
+    with pytest.raises(EngineError) as caught:
+        check_grid((1, 2 * 33 * 8 * 128))
+    assert caught.value.code == "kernel-grid"
+
+
+def test_a_launch_outside_cuda_and_the_interpreter_names_the_op(monkeypatch: pytest.MonkeyPatch) -> None:
+    from triton import knobs
+
+    monkeypatch.setattr(knobs.runtime, "interpret", False)
+    for name in KERNELS:
+        error = refused(name, inputs_of(name))
+        assert error.code == "kernel-device"
+        assert "use the op" in error.message
