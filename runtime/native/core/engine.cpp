@@ -1,0 +1,116 @@
+#include "engine.hpp"
+
+#include <dlfcn.h>
+
+#include <algorithm>
+#include <array>
+#include <string_view>
+
+#include "error.hpp"
+
+namespace posecrafter {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr std::array known{"onnxruntime", "openvino", "tensorrt"};
+
+// The folder of the library that this code is in.
+fs::path own_folder() {
+    Dl_info found{};
+    static const char inside = 0;
+    return dladdr(&inside, &found) && found.dli_fname ? fs::absolute(found.dli_fname).parent_path() : fs::path();
+}
+
+fs::path module_path(const std::string& name) {
+    if (name.find('/') != std::string::npos) return name;
+    return own_folder() / "posecrafter" / ("engine_" + name + ".so");
+}
+
+const pc_engine_module* open_module(std::string name) {
+    if (name == "auto") name = known[0];
+    const fs::path path = module_path(name);
+    const bool is_path = name.find('/') != std::string::npos;
+    if (!is_path && std::find(known.begin(), known.end(), name) == known.end())
+        throw Error(Kind::engine, "engine-unknown",
+                    text("there is no engine '", name, "'; choose auto, onnxruntime, openvino or tensorrt"));
+    // Engines' libraries keep threads and thread-local state; unloading them is not safe, so modules stay.
+    void* handle = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE);
+    if (!handle) {
+        const char* why = dlerror();
+        throw Error(Kind::engine, "engine-missing",
+                    text("this build has no module for engine '", name, "' (", why ? why : path.string(), ")"));
+    }
+    const auto get = reinterpret_cast<pc_engine_module_function>(dlsym(handle, "pc_engine_module_v1"));
+    const pc_engine_module* module = get ? get() : nullptr;
+    if (!module || module->abi != PC_ENGINE_ABI)
+        throw Error(Kind::engine, "engine-version",
+                    text(path.string(), " is not an engine module of this release; install both from one build"));
+    return module;
+}
+
+[[noreturn]] void fail(const pc_engine_failure& failure) { throw Error(Kind::engine, failure.code, failure.message); }
+
+}  // namespace
+
+Engine::Engine(const EngineOptions& options, const fs::path& folder, const Manifest& manifest)
+    : module_(open_module(options.name)), engine_(nullptr, module_->close), folder_(folder), manifest_(manifest) {
+    const auto given = [](const std::string& value) { return value.empty() ? nullptr : value.c_str(); };
+    const pc_engine_options raw{given(options.library), given(options.device), options.threads};
+    pc_engine_failure failure{};
+    engine_.reset(module_->open(&raw, &failure));
+    if (!engine_) fail(failure);
+}
+
+void* Engine::load(const std::string& graph) {
+    if (const auto found = graphs_.find(graph); found != graphs_.end()) return found->second.get();
+    // Only what the manifest lists has been checked, so only that is loaded.
+    std::string stem = "graphs/" + graph + module_->variant(engine_.get());
+    if (!manifest_.lists(stem + ".onnx")) stem = "graphs/" + graph;
+    if (!manifest_.lists(stem + ".onnx"))
+        throw Error(Kind::engine, "engine-load", text(folder_.string(), " has no graph '", graph, "'; export it again"));
+    pc_engine_failure failure{};
+    Handle loaded(module_->load(engine_.get(), (folder_ / stem).c_str(), &failure), module_->unload);
+    if (!loaded) fail(failure);
+    return graphs_.emplace(graph, std::move(loaded)).first->second.get();
+}
+
+Tensor Engine::owned(void* tensor, const pc_engine_failure& failure) {
+    if (!tensor) fail(failure);
+    return {tensor, module_->release};
+}
+
+Tensor Engine::upload(const std::vector<std::int64_t>& shape, const float* data) {
+    pc_engine_failure failure{};
+    return owned(module_->upload(engine_.get(), PC_ENGINE_FLOAT32, data, shape.data(), shape.size(), &failure), failure);
+}
+
+Tensor Engine::upload(std::int64_t value) {
+    pc_engine_failure failure{};
+    const std::int64_t one = 1;
+    return owned(module_->upload(engine_.get(), PC_ENGINE_INT64, &value, &one, 1, &failure), failure);
+}
+
+Tensor Engine::run(const std::string& graph, Inputs inputs, const char* output) {
+    void* loaded = load(graph);
+    std::vector<const char*> names;
+    std::vector<void*> tensors;
+    for (std::size_t i = 0; const char* name = module_->input(loaded, i); ++i) {
+        const auto given = std::find_if(inputs.begin(), inputs.end(),
+                                        [&](const auto& input) { return std::string_view(input.first) == name; });
+        if (given == inputs.end())
+            throw Error(Kind::engine, "engine-load",
+                        text("graph '", graph, "' wants an input '", name, "' that this release does not know; update posecrafter"));
+        names.push_back(name);
+        tensors.push_back(given->second->get());
+    }
+    pc_engine_failure failure{};
+    return owned(module_->run(loaded, names.data(), tensors.data(), names.size(), output, &failure), failure);
+}
+
+void Engine::download(const Tensor& tensor, float* data, std::size_t count) {
+    pc_engine_failure failure{};
+    if (!module_->download(engine_.get(), tensor.get(), data, count, &failure)) fail(failure);
+}
+
+}  // namespace posecrafter

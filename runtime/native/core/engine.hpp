@@ -1,0 +1,59 @@
+// An engine's module, opened: handles that free themselves, failures that are exceptions.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <initializer_list>
+#include <map>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "../engines/engine.h"
+#include "manifest.hpp"
+
+namespace posecrafter {
+
+struct EngineOptions {
+    std::string name = "auto";     // "onnxruntime", "openvino", "tensorrt", or the path of a module
+    std::string library, device;   // empty: the engine's default
+    int threads = 0;
+};
+
+// A tensor in the engine's own memory.
+using Tensor = std::shared_ptr<void>;
+using Inputs = std::initializer_list<std::pair<const char*, const Tensor*>>;
+
+// Runs the graphs of one bundle. Used from one thread at a time. Tensors must not outlive it.
+class Engine {
+  public:
+    // Throws Error "engine-unknown", "engine-missing", "engine-version", "engine-device".
+    Engine(const EngineOptions& options, const std::filesystem::path& folder, const Manifest& manifest);
+    Engine(const Engine&) = delete;
+    Engine& operator=(const Engine&) = delete;
+
+    const char* name() const { return module_->name; }
+    const char* device() const { return module_->device(engine_.get()); }
+
+    Tensor upload(const std::vector<std::int64_t>& shape, const float* data);
+    Tensor upload(std::int64_t value);
+    // Runs a graph, loaded at the first call, on those of the inputs that it has. Throws Error "engine-load",
+    // "engine-run".
+    Tensor run(const std::string& graph, Inputs inputs, const char* output);
+    void download(const Tensor& tensor, float* data, std::size_t count);
+
+  private:
+    using Handle = std::unique_ptr<void, void (*)(void*)>;
+
+    void* load(const std::string& graph);
+    Tensor owned(void* tensor, const pc_engine_failure& failure);
+
+    const pc_engine_module* module_;
+    Handle engine_;
+    std::map<std::string, Handle> graphs_;
+    std::filesystem::path folder_;
+    const Manifest& manifest_;
+};
+
+}  // namespace posecrafter

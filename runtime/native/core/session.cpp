@@ -1,0 +1,174 @@
+#include "session.hpp"
+
+#include <algorithm>
+#include <cmath>
+
+#include "draw.hpp"
+#include "error.hpp"
+#include "noise.hpp"
+
+namespace posecrafter {
+namespace {
+
+constexpr std::size_t remembered = 8;
+
+void tell(const Progress& progress, const char* stage, int done, int total) {
+    if (progress && progress(stage, done, total))
+        throw Error(Kind::request, "cancelled", text("stopped at ", stage, " ", done, " of ", total));
+}
+
+std::vector<float> repeat(const std::vector<float>& one, int times) {
+    std::vector<float> out;
+    out.reserve(one.size() * std::size_t(times));
+    for (int i = 0; i < times; ++i) out.insert(out.end(), one.begin(), one.end());
+    return out;
+}
+
+}  // namespace
+
+Session::Session(const std::filesystem::path& folder, const EngineOptions& options)
+    : bundle_(Bundle::open(folder)), engine_(options, folder, bundle_.manifest) {}
+
+void Session::render(const Request& request, const Output& output, const Progress& progress, const Preview& preview) {
+    const Plan plan = this->plan(request);
+    for (const Window& window : plan.windows) render_window(request, plan, window, output, progress, preview);
+}
+
+// One pass: the reference at index 0, as the key frame, and the window's targets behind it.
+void Session::render_window(const Request& request, const Plan& plan, const Window& window, const Output& output,
+                            const Progress& progress, const Preview& preview) {
+    const int frames = window.frames() + 1;
+    const Manifest& m = bundle_.manifest;
+    const Tensor features = encode_poses(draw(request, plan, window), frames);
+    const std::vector<float> start = noise(request, plan, features, frames, progress);
+
+    std::vector<float> x = start;
+    const Cells cells{m.channels, bundle_.cells_high(), bundle_.cells_wide()};
+    for (int i = 1; i < frames; ++i)
+        for (const auto& [_, motion] : plan.motions[std::size_t(window.start + i - 1)])
+            warp_region(x.data() + std::size_t(i) * cells.size(), start.data(), cells, motion, m.factor, plan.warp);
+
+    const float* prompt = request.prompt ? request.prompt : bundle_.prompt.values.data();
+    const float* negative = request.negative ? request.negative : bundle_.empty.values.data();
+    const std::size_t words = bundle_.prompt.values.size();
+    std::vector<float> text(prompt, prompt + words);
+    if (plan.weights.size() == 2) text.insert(text.begin(), negative, negative + words);
+    const auto prompts = static_cast<std::int64_t>(plan.weights.size());
+    const auto scale = static_cast<float>(plan.control_scale);
+    const Pass pass{engine_.upload({prompts, m.tokens, m.text_width}, text.data()),
+                    engine_.upload({prompts}, plan.weights.data()), features, engine_.upload({}, &scale)};
+    solve(x, frames, plan.sampling_steps, pass, "sample", progress);
+
+    const float* targets = x.data() + cells.size();
+    if (output.latents)
+        std::copy_n(targets, x.size() - cells.size(), output.latents + std::size_t(window.start) * cells.size());
+    decode(targets, window, request.decode_chunk, output, progress, preview);
+}
+
+// The control images of a pass [F, H, W, 3]: the reference's, then the targets', drawn here or by the caller.
+std::vector<std::uint8_t> Session::draw(const Request& request, const Plan& plan, const Window& window) const {
+    const std::string& style = bundle_.manifest.pose_style;
+    if (!request.images) return draw_poses(plan.reference_pose.followed_by(plan.poses->slice(window.start, window.stop)), style);
+    std::vector<std::uint8_t> maps = draw_poses(plan.reference_pose, style);
+    const std::size_t size = maps.size();
+    maps.insert(maps.end(), request.images + size * std::size_t(window.start), request.images + size * std::size_t(window.stop));
+    return maps;
+}
+
+Tensor Session::encode_poses(const std::vector<std::uint8_t>& maps, int frames) {
+    const auto plane = std::size_t(bundle_.manifest.height) * std::size_t(bundle_.manifest.width);
+    std::vector<float> images(maps.size());
+    for (std::size_t f = 0; f < std::size_t(frames); ++f)
+        for (std::size_t c = 0; c < 3; ++c)
+            for (std::size_t i = 0; i < plane; ++i)
+                images[(f * 3 + c) * plane + i] = static_cast<float>(maps[(f * plane + i) * 3 + c]) / 255.0F;
+    const Tensor input = engine_.upload({frames, 3, bundle_.manifest.height, bundle_.manifest.width}, images.data());
+    return engine_.run("pose_encoder", {{"control_images", &input}}, "pose_features");
+}
+
+// Where sampling starts [F, L, h, w]: one frame inverted once, or every copy, or one draw of plain noise.
+std::vector<float> Session::noise(const Request& request, const Plan& plan, const Tensor& features, int frames,
+                                  const Progress& progress) {
+    if (plan.inversion == Inversion::none) return repeat(gaussian_noise(request.seed, bundle_.latent_size()), frames);
+    const float* prompt = request.prompt ? request.prompt : bundle_.prompt.values.data();
+    if (plan.inversion == Inversion::target) return invert(plan, prompt, features, frames, progress);
+    const std::vector<float> words(prompt, prompt + bundle_.prompt.values.size());
+    const auto steps = static_cast<int>(plan.inversion_steps.size());
+    const auto found = std::find_if(inverted_.begin(), inverted_.end(), [&](const Inverted& known) {
+        return known.reference == plan.reference && known.steps == steps && known.control_scale == plan.control_scale &&
+               known.prompt == words;
+    });
+    if (found != inverted_.end()) return repeat(found->noise, frames);
+    const Tensor alone = encode_poses(draw_poses(plan.reference_pose, bundle_.manifest.pose_style), 1);
+    inverted_.push_back({plan.reference, steps, plan.control_scale, words, invert(plan, prompt, alone, 1, progress)});
+    if (inverted_.size() > remembered) inverted_.pop_front();
+    return repeat(inverted_.back().noise, frames);
+}
+
+// DDIM-invert copies of the reference, conditional prompt only, no guidance.
+std::vector<float> Session::invert(const Plan& plan, const float* prompt, const Tensor& features, int frames,
+                                   const Progress& progress) {
+    const float one = 1, scale = static_cast<float>(plan.control_scale);
+    const Pass pass{engine_.upload({1, bundle_.manifest.tokens, bundle_.manifest.text_width}, prompt),
+                    engine_.upload({1}, &one), features, engine_.upload({}, &scale)};
+    const auto first = bundle_.latents.values.begin() + std::ptrdiff_t(bundle_.latent_size()) * plan.reference;
+    std::vector<float> x = repeat({first, first + std::ptrdiff_t(bundle_.latent_size())}, frames);
+    solve(x, frames, plan.inversion_steps, pass, "invert", progress);
+    return x;
+}
+
+// The one loop: x <- a x + b eps(x, t), with eps = sum_b weight_b eps_b, in place. x: [F, L, h, w].
+void Session::solve(std::vector<float>& x, int frames, const std::vector<Step>& steps, const Pass& pass,
+                    const char* stage, const Progress& progress) {
+    const int total = static_cast<int>(steps.size());
+    Tensor state = engine_.upload({frames, bundle_.manifest.channels, bundle_.cells_high(), bundle_.cells_wide()}, x.data());
+    tell(progress, stage, 0, total);
+    for (int done = 1; const Step& step : steps) {
+        const auto a = static_cast<float>(step.a), b = static_cast<float>(step.b);
+        const Tensor timestep = engine_.upload(step.timestep), scaled = engine_.upload({}, &a), added = engine_.upload({}, &b);
+        state = engine_.run("denoiser",
+                            {{"x", &state},
+                             {"timestep", &timestep},
+                             {"a", &scaled},
+                             {"b", &added},
+                             {"text", &pass.text},
+                             {"weight", &pass.weight},
+                             {"pose_features", &pass.pose_features},
+                             {"control_scale", &pass.control_scale}},
+                            "x_next");
+        engine_.download(state, x.data(), x.size());
+        if (!std::all_of(x.begin(), x.end(), [](float value) { return std::isfinite(value); }))
+            throw Error(Kind::engine, "nan-latents",
+                        text("the latents are not finite after ", stage, " step ", done, " of ", total, " (timestep ",
+                             step.timestep, "); export with --precision fp32, or lower the guidance"));
+        tell(progress, stage, done++, total);
+    }
+}
+
+void Session::decode(const float* latents, const Window& window, int chunk, const Output& output,
+                     const Progress& progress, const Preview& preview) {
+    const Manifest& m = bundle_.manifest;
+    const std::size_t picture = std::size_t(m.height) * std::size_t(m.width) * 3;
+    const int total = window.frames();
+    std::vector<float> colours;
+    std::vector<std::uint8_t> pictures;
+    tell(progress, "decode", 0, total);
+    for (int start = 0; start < total; start += chunk) {
+        const int count = std::min(chunk, total - start);
+        const Tensor input = engine_.upload({count, m.channels, bundle_.cells_high(), bundle_.cells_wide()},
+                                            latents + std::size_t(start) * bundle_.latent_size());
+        const Tensor frames = engine_.run("vae_decoder", {{"latents", &input}}, "frames");
+        colours.resize(picture * std::size_t(count));
+        engine_.download(frames, colours.data(), colours.size());
+        if (!output.frames) pictures.resize(colours.size());
+        std::uint8_t* to = output.frames ? output.frames + picture * std::size_t(window.start + start) : pictures.data();
+        std::transform(colours.begin(), colours.end(), to, [](float value) {
+            return static_cast<std::uint8_t>(std::lrint(std::clamp(value, 0.0F, 255.0F)));
+        });
+        if (preview && preview(window.start + start, count, to))
+            throw Error(Kind::request, "cancelled", text("stopped after frame ", window.start + start + count - 1));
+        tell(progress, "decode", start + count, total);
+    }
+}
+
+}  // namespace posecrafter

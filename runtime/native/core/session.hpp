@@ -1,0 +1,69 @@
+// A session: one open bundle on one engine. Start reading here; `render` is the whole product.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <list>
+#include <vector>
+
+#include "bundle.hpp"
+#include "engine.hpp"
+#include "plan.hpp"
+#include "request.hpp"
+
+namespace posecrafter {
+
+// Called before the first and after every unit of work; true stops the work.
+using Progress = std::function<bool(const char* stage, int done, int total)>;
+// Called for frames as they are decoded: uint8 RGB [count, H, W, 3]; true stops the work.
+using Preview = std::function<bool(int first, int count, const std::uint8_t* frames)>;
+
+// Where a result goes. Each may be null: it is then not written.
+struct Output {
+    std::uint8_t* frames = nullptr;  // [M, H, W, 3] RGB
+    float* latents = nullptr;        // [M, L, h, w], the clean latents
+};
+
+// Renders requests with one person's bundle. Used from one thread at a time.
+class Session {
+  public:
+    Session(const std::filesystem::path& folder, const EngineOptions& options);
+
+    const Bundle& bundle() const { return bundle_; }
+    const Engine& engine() const { return engine_; }
+
+    Plan plan(const Request& request) const { return make_plan(request, bundle_); }
+    // Throws Error "cancelled", "nan-latents", and what plans and engines throw.
+    void render(const Request& request, const Output& output, const Progress& progress, const Preview& preview);
+
+  private:
+    // The noise that one training frame comes from, and what it depends on.
+    struct Inverted {
+        int reference, steps;
+        double control_scale;
+        std::vector<float> prompt, noise;
+    };
+    // What every step of a pass sees, in the engine's memory.
+    struct Pass {
+        Tensor text, weight, pose_features, control_scale;
+    };
+
+    void render_window(const Request& request, const Plan& plan, const Window& window, const Output& output,
+                       const Progress& progress, const Preview& preview);
+    Tensor encode_poses(const std::vector<std::uint8_t>& maps, int frames);
+    std::vector<std::uint8_t> draw(const Request& request, const Plan& plan, const Window& window) const;
+    std::vector<float> noise(const Request& request, const Plan& plan, const Tensor& features, int frames,
+                             const Progress& progress);
+    std::vector<float> invert(const Plan& plan, const float* prompt, const Tensor& features, int frames,
+                              const Progress& progress);
+    void solve(std::vector<float>& x, int frames, const std::vector<Step>& steps, const Pass& pass, const char* stage,
+               const Progress& progress);
+    void decode(const float* latents, const Window& window, int chunk, const Output& output, const Progress& progress,
+                const Preview& preview);
+
+    Bundle bundle_;
+    Engine engine_;
+    std::list<Inverted> inverted_;
+};
+
+}  // namespace posecrafter

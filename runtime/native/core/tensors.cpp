@@ -1,0 +1,127 @@
+#include "tensors.hpp"
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstring>
+#include <nlohmann/json.hpp>
+
+#include "error.hpp"
+#include "files.hpp"
+
+namespace posecrafter {
+namespace {
+
+using Json = nlohmann::json;
+
+constexpr std::uint64_t longest_header = 100'000'000;
+
+struct Entry {
+    std::string name, dtype;
+    std::vector<std::int64_t> shape;
+    std::uint64_t begin = 0, end = 0, count = 1;
+};
+
+[[noreturn]] void refuse(const std::string& name, const std::string& why) {
+    throw Error(Kind::bundle, "bundle-person", text(name, " is not a safetensors file (", why, "); export it again"));
+}
+
+std::uint64_t width_of(const std::string& dtype) {
+    if (dtype == "F64" || dtype == "I64" || dtype == "U64") return 8;
+    if (dtype == "F32" || dtype == "I32" || dtype == "U32") return 4;
+    if (dtype == "F16" || dtype == "BF16" || dtype == "I16" || dtype == "U16") return 2;
+    if (dtype == "I8" || dtype == "U8" || dtype == "BOOL") return 1;
+    return 0;
+}
+
+Entry entry_of(const std::string& name, const std::string& key, const Json& item, std::uint64_t limit) {
+    Entry out{key, "", {}};
+    try {
+        out.dtype = item.at("dtype").get<std::string>();
+        for (const Json& side : item.at("shape")) {
+            if (!side.is_number_unsigned()) refuse(name, "a shape of " + key + " is not a list of sizes");
+            out.shape.push_back(side.get<std::int64_t>());
+            if (out.shape.back() < 0 || __builtin_mul_overflow(out.count, std::uint64_t(out.shape.back()), &out.count))
+                refuse(name, key + " is too large");
+        }
+        const Json& offsets = item.at("data_offsets");
+        if (offsets.size() != 2 || !offsets[0].is_number_unsigned() || !offsets[1].is_number_unsigned())
+            refuse(name, "bad offsets of " + key);
+        out.begin = offsets[0].get<std::uint64_t>();
+        out.end = offsets[1].get<std::uint64_t>();
+    } catch (const Json::exception& error) {
+        refuse(name, key + ": " + error.what());
+    }
+    std::uint64_t bytes = 0;
+    const std::uint64_t width = width_of(out.dtype);
+    if (width == 0) refuse(name, key + " has the unknown type " + out.dtype);
+    if (__builtin_mul_overflow(out.count, width, &bytes) || out.begin > out.end || out.end > limit ||
+        out.end - out.begin != bytes)
+        refuse(name, "the offsets of " + key + " do not fit its shape");
+    return out;
+}
+
+float from_half(std::uint16_t bits) {
+    const std::uint32_t sign = std::uint32_t(bits & 0x8000U) << 16;
+    const int exponent = (bits >> 10) & 31;
+    const std::uint32_t mantissa = bits & 1023U;
+    if (exponent == 0) {
+        const float tiny = std::ldexp(static_cast<float>(mantissa), -24);
+        return sign ? -tiny : tiny;
+    }
+    const std::uint32_t wide = exponent == 31 ? 255U : std::uint32_t(exponent - 15 + 127);
+    return std::bit_cast<float>(sign | (wide << 23) | (mantissa << 13));
+}
+
+template <class Word, class Convert>
+void widen(const char* data, std::vector<float>& out, Convert convert) {
+    for (std::size_t i = 0; i < out.size(); ++i) {
+        Word word;
+        std::memcpy(&word, data + i * sizeof(Word), sizeof(Word));
+        out[i] = convert(word);
+    }
+}
+
+}  // namespace
+
+std::map<std::string, Floats> parse_tensors(std::string_view bytes, const std::string& name) {
+    std::uint64_t length = 0;
+    if (bytes.size() < sizeof length) refuse(name, "it is too short for a header");
+    std::memcpy(&length, bytes.data(), sizeof length);  // little-endian, as every machine this is built for
+    if (length > longest_header || length > bytes.size() - sizeof length) refuse(name, "the header's length is wrong");
+    const std::string_view header = bytes.substr(sizeof length, length), data = bytes.substr(sizeof length + length);
+    const Json raw = header.starts_with('{') ? Json::parse(header, nullptr, false) : Json();
+    if (!raw.is_object()) refuse(name, "the header is not JSON");
+    std::vector<Entry> entries;
+    for (const auto& [key, item] : raw.items())
+        if (key != "__metadata__") entries.push_back(entry_of(name, key, item, data.size()));
+    std::sort(entries.begin(), entries.end(), [](const Entry& a, const Entry& b) {
+        return a.begin != b.begin ? a.begin < b.begin : a.end < b.end;
+    });
+    std::uint64_t end = 0;
+    std::map<std::string, Floats> out;
+    for (const Entry& entry : entries) {
+        if (entry.begin != end) refuse(name, "there is a hole or an overlap before " + entry.name);
+        end = entry.end;
+        if (entry.dtype[0] != 'F' && entry.dtype != "BF16") continue;
+        Floats tensor{entry.shape, std::vector<float>(entry.count)};
+        const char* start = data.data() + entry.begin;
+        if (entry.dtype == "F32") widen<float>(start, tensor.values, [](float v) { return v; });
+        if (entry.dtype == "F64") widen<double>(start, tensor.values, [](double v) { return static_cast<float>(v); });
+        if (entry.dtype == "F16") widen<std::uint16_t>(start, tensor.values, from_half);
+        if (entry.dtype == "BF16")
+            widen<std::uint16_t>(start, tensor.values,
+                                 [](std::uint16_t v) { return std::bit_cast<float>(std::uint32_t(v) << 16); });
+        out.emplace(entry.name, std::move(tensor));
+    }
+    if (end != data.size()) refuse(name, "bytes are left after the last tensor");
+    return out;
+}
+
+std::map<std::string, Floats> read_tensors(const std::filesystem::path& path) {
+    const auto content = read_file(path);
+    if (!content) refuse(path.string(), "it cannot be read");
+    return parse_tensors(*content, path.string());
+}
+
+}  // namespace posecrafter
