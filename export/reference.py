@@ -26,9 +26,14 @@ def open_reference(run: Path | str, base: Path | str | None = None, device: str 
 
 def reference_session(tuned: Run, model: Base, device: str = "cpu") -> Session:
     """A session of a run's poses and latents on eager PyTorch with `model`, usually `tuned.load()`."""
-    empty, prompt = model.encode_text(["", tuned.record["prompt"]]).numpy()
-    bundle = Bundle(describe(tuned, model, ExportOptions()), tuned.poses, tuned.latents.numpy(), prompt, empty)
-    bundle.check()
     graphs = make_graphs(model)
     engine = TorchEngine({g.name: (g.module, tuple(g.inputs), tuple(g.outputs)) for g in graphs.values()}, device)
-    return Session(bundle, engine)
+    return Session(bundle_in_memory(tuned, model), engine)
+
+
+def bundle_in_memory(run: Run, model: Base) -> Bundle:
+    """What an export of the run would hold besides graphs. model: the run's base with the person in it."""
+    empty, prompt = model.encode_text(["", run.record["prompt"]]).numpy()
+    bundle = Bundle(describe(run, model, ExportOptions()), run.poses, run.latents.numpy(), prompt, empty)
+    bundle.check()
+    return bundle
