@@ -68,20 +68,26 @@ def reference_graphs(run: Path | str, base: Path | str | None = None) -> dict[st
 
 def open_reference(run: Path | str, base: Path | str | None = None, options: TorchOptions | None = None) -> Session:
     """A session on PyTorch, straight from a run folder. Raises: as `Run.read` and `Run.load`; EngineError."""
-    options = options or TorchOptions()
     tuned = Run.read(run)
-    return reference_session(tuned, tuned.load(base), device)
+    return reference_session(tuned, tuned.load(base), options)
 
 
-def reference_session(tuned: Run, model: Base, device: str = "cpu") -> Session:
-    """A session of a run's poses and latents on eager PyTorch with `model`, usually `tuned.load()`."""
-    empty, prompt = model.encode_text(["", tuned.record["prompt"]]).numpy()
-    manifest = describe(tuned, model, ExportOptions(precision=options.computed))
-    bundle = Bundle(manifest, tuned.poses, tuned.latents.numpy(), prompt, empty)
-    bundle.check()
+def reference_session(tuned: Run, model: Base, options: TorchOptions | None = None) -> Session:
+    """A session of a run's poses and latents on PyTorch with `model`, usually `tuned.load()`."""
+    options = options or TorchOptions()
     graphs = {name: prepared(graph, options) for name, graph in make_graphs(model).items()}
     named = {g.name: (g.module, tuple(g.inputs), tuple(g.outputs)) for g in graphs.values()}
+    bundle = bundle_in_memory(tuned, model, options.computed)
     return Session(bundle, TorchEngine(named, options.device, options.record))
+
+
+def bundle_in_memory(tuned: Run, model: Base, precision: Precision = "fp32") -> Bundle:
+    """What an export of the run would hold besides graphs. model: the run's base with the person in it."""
+    empty, prompt = model.encode_text(["", tuned.record["prompt"]]).numpy()
+    manifest = describe(tuned, model, ExportOptions(precision=precision))
+    bundle = Bundle(manifest, tuned.poses, tuned.latents.numpy(), prompt, empty)
+    bundle.check()
+    return bundle
 
 
 def prepared(graph: Graph, options: TorchOptions) -> Graph:
