@@ -105,7 +105,7 @@ def _bone(now: Array, length: float, by: Array, degrees: Array, outwards: float)
     angle = np.where(angle < -90, angle + 360, angle)  # lift sideways, not through the body
     turned = np.radians((1 - by) * angle + by * degrees)
     long = (1 - by) * np.linalg.norm(now, axis=1) + by * length
-    return np.stack([outwards * np.sin(turned), np.cos(turned)], axis=1) * long[:, None]
+    return np.asarray(np.stack([outwards * np.sin(turned), np.cos(turned)], axis=1) * long[:, None])
 
 
 def _hand(
