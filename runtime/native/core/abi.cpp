@@ -54,8 +54,8 @@ template <class Work>
 pc_status guarded(Work work) noexcept {
     constexpr pc_status status_of[] = {PC_INTERNAL_ERROR, PC_REQUEST_ERROR, PC_BUNDLE_ERROR, PC_ENGINE_ERROR, PC_POSE_ERROR};
     try {
-        last_error() = {};
         work();
+        last_error() = {};  // only now: callbacks may have made calls of their own
         return PC_OK;
     } catch (const Error& error) {
         return note(status_of[static_cast<int>(error.kind())], error.code().c_str(), error.what());
@@ -307,6 +307,7 @@ pc_status pc_render(pc_session* session, const pc_request* request, const pc_out
         pc_output_init(&out);
         if (output) out = taken(output, out, "output");
         const posecrafter::Request wanted = request_of(raw);
+        wanted.check();
         const posecrafter::Bundle& bundle = session->session.bundle();
         const auto frames = std::size_t(wanted.frames);
         need_bytes("output.frames", out.frames, out.frames_bytes, frames * picture_bytes(bundle));
@@ -331,6 +332,7 @@ pc_status pc_draw(pc_session* session, const pc_request* request, std::uint8_t* 
         need(images, "images");
         const Hold hold(*session);
         const posecrafter::Request wanted = request_of(taken_request(request));
+        wanted.check();
         if (!wanted.poses) throw Error(Kind::request, "poses-empty", "the request has no poses to draw; give key points");
         const posecrafter::Bundle& bundle = session->session.bundle();
         need_bytes("images", images, bytes, std::size_t(wanted.frames) * picture_bytes(bundle));

@@ -4,6 +4,7 @@
 #include <array>
 #include <cmath>
 #include <limits>
+#include <numeric>
 
 #include "error.hpp"
 
@@ -12,11 +13,7 @@ namespace {
 
 // A sum in numpy's order (eight partial sums in blocks of 128), so that near ties are decided alike.
 double sum(const double* values, std::size_t count) {
-    if (count < 8) {
-        double total = 0;
-        for (std::size_t i = 0; i < count; ++i) total += values[i];
-        return total;
-    }
+    if (count < 8) return std::accumulate(values, values + count, 0.0);
     if (count > 128) {
         const std::size_t left = count / 2 - count / 2 % 8;
         return sum(values, left) + sum(values + left, count - left);

@@ -1,0 +1,159 @@
+"""Every malformed bundle is refused by C++ with the code that Python gives, before an engine sees it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from posecrafter.errors import PoseCrafterError
+from posecrafter.files import sha256_of
+from posecrafter.manifest import Defaults, Latents, Manifest, Range, Text
+from posecrafter.pose import PoseTrack, write_poses
+from posecrafter.runtime import Bundle
+from posecrafter.schedule import Schedule
+
+
+def write_bundle(folder: Path) -> Path:
+    """A bundle that opens; its graphs are never loaded."""
+    (folder / "graphs").mkdir(parents=True)
+    (folder / "person").mkdir()
+    for name in ("pose_encoder", "denoiser", "vae_decoder"):
+        (folder / f"graphs/{name}.onnx").write_bytes(b"graph " * 100)
+    random = np.random.default_rng(0)
+    xy = random.uniform(10, 50, (4, 130, 2)).astype(np.float32)
+    write_poses(folder / "person/poses.json", PoseTrack(xy, np.ones((4, 130), np.float32), 64, 64))
+    save_file({"latents": random.standard_normal((4, 4, 8, 8)).astype(np.float16)}, folder / "person/latents.safetensors")
+    text = {name: np.zeros((5, 6), np.float32) for name in ("prompt", "empty")}
+    save_file(text, folder / "person/text.safetensors")
+    Manifest(
+        precision="fp32",
+        width=Range(64, 64, 8),
+        height=Range(64, 64, 8),
+        frames=Range(1, 33),
+        prompts=Range(1, 4),
+        latents=Latents(channels=4, factor=8, scaling_factor=1.0),
+        text=Text(tokens=5, width=6, prompt="a person"),
+        schedule=Schedule(),
+        defaults=Defaults(width=64, height=64, steps=4, guidance=2.0, control_scale=1.0),
+        pose_style="v1.1",
+        fps=25.0,
+        training_frames=4,
+        network_width=32,
+        files=Manifest.entries(folder),
+    ).write(folder)
+    return folder
+
+
+def edit_manifest(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
+    def apply(folder: Path) -> None:
+        path = folder / "manifest.json"
+        values = json.loads(path.read_text())
+        change(values)
+        path.write_text(json.dumps(values))
+
+    return apply
+
+
+def replace(name: str, change: Callable[[bytes], bytes]) -> Callable[[Path], None]:
+    """Another content of a file that the manifest vouches for."""
+
+    def apply(folder: Path) -> None:
+        path = folder / name
+        path.write_bytes(change(path.read_bytes()))
+        entry = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+        edit_manifest(lambda values: values["files"].update({name: entry}))(folder)
+
+    return apply
+
+
+def list_file(name: str) -> Callable[[Path], None]:
+    return edit_manifest(lambda values: values["files"].update({name: {"bytes": 1, "sha256": "0" * 64}}))
+
+
+def shortened_header(data: bytes) -> bytes:
+    return (len(data) * 2).to_bytes(8, "little") + data[8:]
+
+
+def overlapping(data: bytes) -> bytes:
+    return data.replace(b"[120,240]", b"[119,239]")
+
+
+LATENTS, TEXT, POSES = "person/latents.safetensors", "person/text.safetensors", "person/poses.json"
+DENOISER = "graphs/denoiser.onnx"
+MALFORMED: dict[str, Callable[[Path], Any]] = {
+    "no manifest": lambda folder: (folder / "manifest.json").unlink(),
+    "empty manifest": lambda folder: (folder / "manifest.json").write_text(""),
+    "a list": lambda folder: (folder / "manifest.json").write_text("[]"),
+    "half a manifest": lambda folder: (folder / "manifest.json").write_text('{"format": "posecrafter-bundle", '),
+    "another format": edit_manifest(lambda v: v.update(format="something")),
+    "latin-1": lambda folder: (folder / "manifest.json").write_bytes(b'{"format": "\xe9"}'),
+    "no version": edit_manifest(lambda v: v.pop("format_version")),
+    "a newer version": edit_manifest(lambda v: v.update(format_version=99)),
+    "version 0": edit_manifest(lambda v: v.update(format_version=0)),
+    "a version that is text": edit_manifest(lambda v: v.update(format_version="1")),
+    **{
+        f"no {name}": edit_manifest(lambda v, name=name: v.pop(name))  # type: ignore[misc]
+        for name in ("precision", "width", "latents", "text", "schedule", "defaults", "files", "fps", "network_width")
+    },
+    "an unknown field": edit_manifest(lambda v: v.update(colour="red")),
+    "an unknown field inside": edit_manifest(lambda v: v["latents"].update(colour="red")),
+    "no factor": edit_manifest(lambda v: v["latents"].pop("factor")),
+    "no height among the defaults": edit_manifest(lambda v: v["defaults"].pop("height")),
+    "a range that is a number": edit_manifest(lambda v: v.update(frames=3)),
+    "files as a list": edit_manifest(lambda v: v.update(files=[])),
+    "a file without a hash": edit_manifest(lambda v: v["files"][DENOISER].pop("sha256")),
+    "a missing graph": lambda folder: (folder / DENOISER).unlink(),
+    "a folder for a file": lambda folder: ((folder / DENOISER).unlink(), (folder / DENOISER).mkdir()),
+    "an altered graph": lambda folder: (folder / DENOISER).write_bytes(b"grapH " * 100),
+    "a longer graph": lambda folder: (folder / DENOISER).write_bytes(b"graph " * 101),
+    "poses not listed": edit_manifest(lambda v: v["files"].pop(POSES)),
+    "latents not listed": edit_manifest(lambda v: v["files"].pop(LATENTS)),
+    "a path above": list_file("../secret"),
+    "an absolute path": list_file("/etc/hostname"),
+    "a path that leaves and returns": list_file("graphs/../../elsewhere/x"),
+    "a link out of the bundle": lambda folder: ((folder / DENOISER).unlink(), (folder / DENOISER).symlink_to("/etc/hostname")),
+    "latents cut short": replace(LATENTS, lambda data: data[:-2]),
+    "latents and a byte": replace(LATENTS, lambda data: data + b"x"),
+    "a header longer than the file": replace(LATENTS, shortened_header),
+    "no header": replace(LATENTS, lambda data: data[:5]),
+    "a header of noise": replace(LATENTS, lambda data: data[:9] + b"\xff" + data[10:]),
+    "latents under another name": replace(LATENTS, lambda data: data.replace(b'"latents"', b'"natents"')),
+    "another dtype": replace(LATENTS, lambda data: data.replace(b'"F16"', b'"F32"')),
+    "another shape": replace(LATENTS, lambda data: data.replace(b"[4,4,8,8]", b"[4,4,4,8]")),
+    "a transposed shape": replace(LATENTS, lambda data: data.replace(b"[4,4,8,8]", b"[4,8,4,8]")),
+    "tensors that overlap": replace(TEXT, overlapping),
+    "no prompt": replace(TEXT, lambda data: data.replace(b'"prompt"', b'"qrompt"')),
+    "more training frames": edit_manifest(lambda v: v.update(training_frames=5)),
+    "another size": edit_manifest(lambda v: v["defaults"].update(width=128)),
+    "other text": edit_manifest(lambda v: v["text"].update(tokens=6)),
+    "poses that are no JSON": replace(POSES, lambda data: data[:-20]),
+    "one pose less": replace(POSES, lambda data: b"[" + data.split(b",\n", 1)[1]),
+}
+
+
+def python_code(folder: Path) -> str:
+    try:
+        Bundle.open(folder)
+    except PoseCrafterError as error:
+        return error.code
+    return ""
+
+
+def test_a_whole_bundle_opens_in_both(library: Any, tmp_path: Path) -> None:
+    folder = write_bundle(tmp_path / "bundle")
+    assert (python_code(folder), library.open(folder)) == ("", "")
+
+
+@pytest.mark.parametrize("name", MALFORMED)
+def test_a_malformed_bundle_has_one_code_in_both(name: str, library: Any, tmp_path: Path) -> None:
+    folder = write_bundle(tmp_path / "bundle")
+    MALFORMED[name](folder)
+    expected = python_code(folder)
+    assert expected
+    assert library.open(folder) == expected

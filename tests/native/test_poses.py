@@ -1,0 +1,90 @@
+"""C++ reads OpenPose JSON as Python does: the same float32 numbers, or the same refusal."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from posecrafter.errors import PoseError
+from posecrafter.pose import read_poses
+
+NUMBER = st.one_of(st.floats(-2, 600, width=32), st.integers(-3, 600), st.just(0), st.just(1e39), st.booleans())
+COUNTS = {
+    "pose_keypoints_2d": (18, 25, 17),
+    "hand_left_keypoints_2d": (21, 20),
+    "hand_right_keypoints_2d": (21,),
+    "face_keypoints_2d": (68, 70),
+}
+
+
+@st.composite
+def part(draw: st.DrawFn, counts: tuple[int, ...]) -> Any:
+    kind = draw(st.sampled_from(["numbers"] * 6 + ["nothing", "null", "nested"]))
+    if kind != "numbers":
+        return {"nothing": [], "null": None, "nested": [[1, 2, 3]]}[kind]
+    count, seed = 3 * draw(st.sampled_from(counts)), draw(st.integers(0, 2**31))
+    scale = draw(st.sampled_from([1.0, 600.0]))
+    values = np.random.default_rng(seed).uniform(-0.1, 1.0, count) * ([scale, scale, 1.0] * (count // 3))
+    out: list[Any] = values.tolist()
+    if draw(st.booleans()):
+        out[draw(st.integers(0, count - 1))] = draw(NUMBER)
+    return out
+
+
+person = st.fixed_dictionaries({}, optional={name: part(counts) for name, counts in COUNTS.items()})
+size = st.sampled_from([512, 512, 512, 512, 640, 0, 3.5, 64.0, "512", None])
+frame = st.fixed_dictionaries(
+    {"people": st.one_of(st.lists(person, max_size=3), st.none(), st.just([3]))},
+    optional={
+        "canvas_width": size,
+        "canvas_height": size,
+        "keypoint_units": st.sampled_from(["pixel", "fraction", "mile", None]),
+    },
+)
+
+
+def compare(library: Any, path: Path) -> None:
+    try:
+        track = read_poses(path)
+        expected = np.concatenate([track.xy, track.score[..., None]], axis=2)
+    except PoseError as error:
+        assert library.read_poses(path) == error.code
+        return
+    found = library.read_poses(path)
+    assert not isinstance(found, str), found
+    np.testing.assert_array_equal(found, expected)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(content=st.one_of(frame, st.lists(frame, max_size=3)))
+def test_any_frames_are_read_alike(content: Any, library: Any, tmp_path_factory: Any) -> None:
+    path = tmp_path_factory.getbasetemp() / "native-poses.json"
+    path.write_text(json.dumps(content))
+    compare(library, path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", "null", "3", "{}", '{"people": 3}', "[" * 100_000, '{"people": [], "canvas_width": NaN}', "[{}]"],
+)
+def test_what_is_no_pose_file_is_refused_alike(text: str, library: Any, tmp_path: Path) -> None:
+    path = tmp_path / "poses.json"
+    path.write_text(text)
+    compare(library, path)
+
+
+def test_folders_are_read_in_the_same_order(library: Any, tmp_path: Path) -> None:
+    for number, name in enumerate(["b10", "b9", "a2", "b009x", "11", "2"]):
+        points = [float(number), 2.5, 1.0] * 18
+        frame = {"people": [{"pose_keypoints_2d": points}], "canvas_width": 640, "canvas_height": 480}
+        (tmp_path / f"{name}.json").write_text(json.dumps(frame))
+    compare(library, tmp_path)
+    compare(library, tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    compare(library, tmp_path / "empty")

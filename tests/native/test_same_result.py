@@ -1,0 +1,113 @@
+"""Python and C++ run the same requests on the same bundle in one go."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from posecrafter.pose import FACE, LEFT_HAND, RIGHT_HAND, PoseTrack, draw_poses, read_poses, write_poses
+from posecrafter.runtime import Plan, Request, Session
+from posecrafter.runtime.network import Network
+
+INVERSIONS = {"reference": 0, "target": 1, None: 2}
+MATRIX = 1e-8
+LATENTS = 1e-5
+
+
+@dataclass(frozen=True)
+class Case:
+    """One request: how many frames, which parts of the person are seen, and what is asked for beyond the defaults."""
+
+    frames: int
+    parts: bool
+    options: dict[str, Any]
+
+
+CASES = {
+    "one frame": Case(1, True, {}),
+    "nine frames, every copy inverted": Case(9, True, {"inversion": "target", "warp": "bilinear"}),
+    "17 frames, body alone": Case(17, False, {"steps": 2, "decode_chunk": 5}),
+    "nine frames in windows, no guidance": Case(9, True, {"window": 4, "guidance": 1.0, "edit": ("left_hand",)}),
+    "17 frames from noise": Case(17, True, {"inversion": None, "seed": 7, "steps": 3, "control_scale": 0.5}),
+}
+
+
+def target(case: Case, bundle: Path, folder: Path) -> tuple[Path, PoseTrack]:
+    """The training poses moved, stretched and on a larger canvas; some points unseen."""
+    track = read_poses(bundle / "person/poses.json")
+    random = np.random.default_rng(case.frames)
+    order = np.arange(case.frames) % len(track)
+    shake = random.normal(0, 1.0, (case.frames, 130, 2)) + random.normal(0, 2.0, (case.frames, 1, 2))
+    xy = (track.xy[order] + shake) * (2.5, 2.5) + (10, 0)
+    score = np.where(random.uniform(size=(case.frames, 130)) < 0.1, 0.0, 0.9)
+    if not case.parts:
+        for part in (FACE, LEFT_HAND, RIGHT_HAND):
+            score[:, part] = 0
+    moved = PoseTrack(xy.astype(np.float32), score.astype(np.float32), int(track.width * 2.5) + 20, int(track.height * 2.5))
+    path = folder / "poses.json"
+    write_poses(path, moved)
+    return path, read_poses(path)
+
+
+def in_words(options: dict[str, Any]) -> dict[str, Any]:
+    """A request's options as native_dump takes them."""
+    words = dict(options)
+    if "inversion" in words:
+        words["inversion"] = INVERSIONS[words["inversion"]]
+    if "edit" in words:
+        bits = {"face": 1, "left_hand": 2, "right_hand": 4}
+        words["edit"] = sum(bits[region] for region in words["edit"])
+    if "warp" in words:
+        words["warp"] = int(words["warp"] == "bilinear")
+    return words
+
+
+def assert_same_plan(plan: Plan, other: dict[str, Any]) -> None:
+    summary = plan.summary()
+    for name in summary:
+        if name in ("reference_distance", "control_scale", "weights"):
+            np.testing.assert_allclose(np.array(other[name]), np.array(summary[name]), atol=1e-6, err_msg=name)
+        else:
+            assert other[name] == summary[name], name
+    for stage, steps in (("inversion", plan.inversion_steps), ("sampling", plan.sampling_steps)):
+        expected = np.array([(step.timestep, step.a, step.b) for step in steps]).reshape(-1, 3)
+        np.testing.assert_allclose(np.array(other["steps"][stage]).reshape(-1, 3), expected, rtol=1e-13, atol=1e-15)
+    assert [list(motions) for motions in plan.motions] == [list(motions) for motions in other["motions"]]
+    for motions, others in zip(plan.motions, other["motions"], strict=True):
+        for region, motion in motions.items():
+            assert (list(motion.box), motion.fit) == (others[region]["box"], others[region]["fit"])
+            matrix = np.array(others[region]["matrix"]).reshape(2, 3)
+            np.testing.assert_allclose(matrix, motion.matrix, rtol=MATRIX, atol=MATRIX)
+    assert [[skip.frame, skip.region, skip.reason] for skip in plan.skips] == other["skips"]
+
+
+def latents_of(session: Session, request: Request) -> tuple[Any, np.ndarray]:
+    """The result of a request, and the latents that went into the decoder [M, L * h * w]."""
+    seen: list[np.ndarray] = []
+
+    class Watching(Network):
+        def decode(self, latents: np.ndarray) -> np.ndarray:
+            seen.append(latents.copy())
+            return super().decode(latents)
+
+    session._network = Watching(session.engine)
+    result = session.render(request)
+    return result, np.concatenate(seen).reshape(result.plan.frames, -1)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_python_and_cpp_plan_draw_and_render_the_same(name: str, native: Any, tiny_bundle: Path, tmp_path: Path) -> None:
+    case = CASES[name]
+    poses, track = target(case, tiny_bundle, tmp_path)
+    with Session.open(tiny_bundle, engine="onnxruntime", threads=1) as session:
+        result, latents = latents_of(session, Request(poses=track, **case.options))
+        maps = draw_poses(result.plan.poses, style=session.bundle.manifest.pose_style)
+    other = native.render(tiny_bundle, poses, tmp_path / "native", threads=1, **in_words(case.options))
+    assert_same_plan(result.plan, other["plan"])
+    assert (maps != other["maps"]).any(axis=3).mean() <= 0.001
+    np.testing.assert_allclose(other["latents"], latents, atol=LATENTS, rtol=0)
+    assert np.abs(other["frames"].astype(int) - result.frames).max() <= 1
