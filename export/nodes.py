@@ -1,63 +1,112 @@
 """Nodes of the exported graph: a layer each that torch.export sees as one operator, and the ONNX it becomes.
 
-Tracing the same layers through their dozen view operations with symbolic sizes takes 2.6 times as long and leaves
-shape arithmetic at every step; here big tensors are only reshaped to constants and one -1. That a node computes what
-its layer does is checked at every export (parity.py).
+Tracing the same layers through their view operations with symbolic sizes takes three times as long (PyTorch's exporter
+traces thrice) and leaves shape arithmetic at every step. The layers keep their weights and names, and compute as ever
+outside an export. That a node's ONNX computes what its layer does is checked at every export (parity.py).
 """
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.upsampling import Upsample2D
-from onnxscript import ir
-from onnxscript import opset23 as op
 from torch import Tensor, nn
 
-from posecrafter.finetune.layers import Attend, Fold, GatedGelu, PooledGroupNorm, attend, pooled_norm
+from posecrafter.export import onnx_layers
+from posecrafter.finetune.layers import Attend, Fold, GatedGelu, PooledGroupNorm, ResBlock, Transformer
+
+
+def _never(node: str) -> NotImplementedError:
+    return NotImplementedError(f"posecrafter::{node} stands for a layer in an exported program; it is not run")
 
 
 @torch.library.custom_op("posecrafter::pooled_norm", mutates_args=())
 def pooled_norm_node(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, outer: int) -> Tensor:
-    return pooled_norm(x, weight, bias, groups, eps, outer)
-
-
-@pooled_norm_node.register_fake
-def _(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, outer: int) -> Tensor:
-    return torch.empty_like(x)
+    raise _never("pooled_norm")
 
 
 @torch.library.custom_op("posecrafter::attend", mutates_args=())
 def attend_node(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
-    return attend(q, k, v, heads)
+    raise _never("attend")
+
+
+@torch.library.custom_op("posecrafter::res_block", mutates_args=())
+def res_block_node(
+    x: Tensor, time: Tensor | None, weights: list[Tensor], names: str, groups: int, eps: float, outer: int
+) -> Tensor:
+    raise _never("res_block")
+
+
+@torch.library.custom_op("posecrafter::transformer", mutates_args=())
+def transformer_node(
+    x: Tensor, text: Tensor, weights: list[Tensor], names: str, groups: int, heads: int, depth: int,
+    prompts: int, frames: int, split: bool,
+) -> Tensor:  # fmt: skip
+    raise _never("transformer")
+
+
+@pooled_norm_node.register_fake
+def _(x, *_):
+    return torch.empty_like(x)
 
 
 @attend_node.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+def _(q, *_):
     return torch.empty_like(q)
 
 
-class PooledNormNode(nn.Module):
-    """A PooledGroupNorm that traces as one node; shares its weights."""
-
-    def __init__(self, norm: PooledGroupNorm) -> None:
-        super().__init__()
-        self.weight, self.bias = norm.weight, norm.bias
-        self.groups, self.eps = norm.num_groups, norm.eps
-
-    def forward(self, x: Tensor, fold: Fold) -> Tensor:
-        return pooled_norm_node(x, self.weight, self.bias, self.groups, self.eps, fold.outer)
+@res_block_node.register_fake
+def _(x, time, weights, names, *_):
+    outputs = weights[names.split().index("conv2.bias")].shape[0]
+    return x.new_empty(x.shape[0], outputs, *x.shape[2:])
 
 
-class AttendNode(nn.Module):
-    """An Attend that traces as one node."""
+@transformer_node.register_fake
+def _(x, text, weights, names, groups, heads, depth, prompts, frames, split):
+    return x.new_empty(prompts * frames, *x.shape[1:])
 
-    def __init__(self, attend: Attend) -> None:
-        super().__init__()
-        self.heads = attend.heads
 
+def _parameters(layer: nn.Module) -> tuple[list[Tensor], str]:
+    names, weights = zip(*layer.named_parameters(), strict=True)
+    return list(weights), " ".join(names)
+
+
+class PooledNormNode(PooledGroupNorm):
+    def forward(self, x: Tensor, fold: Fold) -> Tensor:  # type: ignore[override]
+        if not torch.compiler.is_exporting():
+            return super().forward(x, fold)
+        return pooled_norm_node(x, self.weight, self.bias, self.num_groups, self.eps, fold.outer)
+
+
+class AttendNode(Attend):
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return attend_node(q, k, v, self.heads)
+        return attend_node(q, k, v, self.heads) if torch.compiler.is_exporting() else super().forward(q, k, v)
+
+
+class ResBlockNode(ResBlock):
+    def forward(self, x: Tensor, time: Tensor, fold: Fold) -> Tensor:
+        if not torch.compiler.is_exporting():
+            return super().forward(x, time, fold)
+        return res_block_node(x, time, *_parameters(self), self.norm1.num_groups, self.norm1.eps, fold.outer)
+
+
+class TransformerNode(Transformer):
+    def forward(self, x: Tensor, text: Tensor, fold: Fold) -> Tensor:
+        if not torch.compiler.is_exporting():
+            return super().forward(x, text, fold)
+        blocks = self.transformer_blocks
+        sizes = (self.norm.num_groups, blocks[0].attn1.attend.heads, len(blocks))
+        return transformer_node(x, text, *_parameters(self), *sizes, fold.prompts, fold.frames, fold.split)
+
+
+class ImageBlockNode(ResnetBlock2D):
+    """The autoencoder's block: of single images, without a time."""
+
+    def forward(self, x: Tensor, temb: None = None) -> Tensor:
+        if not torch.compiler.is_exporting():
+            return super().forward(x, temb)
+        return res_block_node(x, None, *_parameters(self), self.norm1.num_groups, self.norm1.eps, 1)
 
 
 class SplitGate(nn.Module):
@@ -67,11 +116,12 @@ class SplitGate(nn.Module):
         super().__init__()
         value, gate = gelu.proj.weight.chunk(2)
         value_bias, gate_bias = gelu.proj.bias.chunk(2)
-        self.value, self.value_bias = nn.Parameter(value, False), nn.Parameter(value_bias, False)
-        self.gate, self.gate_bias = nn.Parameter(gate, False), nn.Parameter(gate_bias, False)
+        self.value, self.gate = (nn.Linear(value.shape[1], value.shape[0], device="meta") for _ in range(2))
+        self.value.weight, self.value.bias = nn.Parameter(value, False), nn.Parameter(value_bias, False)
+        self.gate.weight, self.gate.bias = nn.Parameter(gate, False), nn.Parameter(gate_bias, False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.value, self.value_bias) * F.gelu(F.linear(x, self.gate, self.gate_bias))
+        return self.value(x) * F.gelu(self.gate(x))
 
 
 class Upsample(nn.Module):
@@ -85,70 +135,49 @@ class Upsample(nn.Module):
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
-_NODES = {PooledGroupNorm: PooledNormNode, Attend: AttendNode, GatedGelu: SplitGate, Upsample2D: Upsample}
+_EXCHANGED = {GatedGelu: SplitGate, Upsample2D: Upsample}
+_NODES = {
+    PooledGroupNorm: PooledNormNode,
+    Attend: AttendNode,
+    ResBlock: ResBlockNode,
+    Transformer: TransformerNode,
+    ResnetBlock2D: ImageBlockNode,
+}
 
 
 def place_nodes(module: nn.Module) -> None:
-    """Exchange every layer that has a node for it, in place. Names and weights stay what they were."""
+    """Turn every layer that has a node into it, in place. Names and weights stay what they were, but SplitGate's."""
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
-            if type(child) in _NODES:
-                setattr(parent, name, _NODES[type(child)](child))
+            if type(child) in _EXCHANGED:
+                setattr(parent, name, _EXCHANGED[type(child)](child))
+    for layer in module.modules():
+        layer.__class__ = _NODES.get(type(layer), type(layer))
 
 
-def _ints(*values: int) -> ir.Value:
-    return op.Constant(value_ints=list(values))
+def _onnx_res_block(x, time, weights, names: str, groups: int, eps: float, outer):
+    return onnx_layers.res_block(x, time, onnx_layers.named(names, weights), groups, eps, outer)
 
 
-def _shape(outer: ir.Value | int, *rest: int) -> ir.Value:
-    """The shape (outer, *rest) for Reshape, with `outer` possibly known only when the graph runs."""
-    if isinstance(outer, int):
-        return _ints(outer, *rest)
-    return op.Concat(op.Reshape(outer, _ints(1)), _ints(*rest), axis=0)
+def _onnx_transformer(
+    x, text, weights, names: str, groups: int, heads: int, depth: int, prompts, frames, split: bool
+):  # fmt: skip
+    named = onnx_layers.named(names, weights)
+    return onnx_layers.transformer(x, text, named, groups, heads, depth, prompts, split)
 
 
 def _onnx_pooled_norm(x, weight, bias, groups: int, eps: float, outer):
-    """[outer*F, C, h, w]: big tensors pass as rows [outer*F, groups, -1]; statistics are [outer, F, groups, 1]."""
-    channels = weight.shape[0]
-    half = x.dtype == ir.DataType.FLOAT16
-    rows = op.Reshape(x, _ints(0, groups, -1))
-    if half:
-        rows, weight, bias = (op.Cast(value, to=ir.DataType.FLOAT) for value in (rows, weight, bias))
-
-    def by_frame(values):
-        """The mean of each row: [outer, F, groups, 1]."""
-        return op.Reshape(op.ReduceMean(values, _ints(2), keepdims=1), _shape(outer, -1, groups, 1))
-
-    def for_rows(statistic):
-        """[outer, 1, groups, 1], the same for every frame -> [outer*F, groups, 1]."""
-        return op.Reshape(op.Expand(statistic, statistics), _ints(-1, groups, 1))
-
-    means = by_frame(rows)
-    statistics = op.Shape(means)
-    centred = op.Sub(rows, for_rows(op.ReduceMean(means, _ints(1), keepdims=1)))
-    variance = op.ReduceMean(by_frame(op.Mul(centred, centred)), _ints(1), keepdims=1)
-    deviation = for_rows(op.Sqrt(op.Add(variance, op.Constant(value_float=eps))))
-    scale = op.Reshape(op.Div(op.Reshape(weight, _ints(1, groups, -1)), deviation), _ints(0, channels, 1))
-    normed = op.Mul(op.Reshape(centred, _ints(0, channels, -1)), scale)
-    y = op.Reshape(op.Add(normed, op.Reshape(bias, _ints(channels, 1))), op.Shape(x))
-    return op.Cast(y, to=ir.DataType.FLOAT16) if half else y
+    return onnx_layers.pooled_norm(x, weight, bias, groups, eps, outer)
 
 
 def _onnx_attend(q, k, v, heads: int):
-    """[b, n, C] -> heads apart -> Attention -> [b, n, C]."""
-    width = q.shape[2] // heads
-
-    def apart(x):
-        y = op.Transpose(op.Reshape(x, _ints(0, 0, heads, width)), perm=[0, 2, 1, 3])
-        y.shape, y.dtype = ir.Shape([None, heads, None, width]), x.dtype
-        return y
-
-    out = op.Attention(apart(q), apart(k), apart(v))[0]
-    return op.Reshape(op.Transpose(out, perm=[0, 2, 1, 3]), _ints(0, 0, -1))
+    return onnx_layers.attend(q, k, v, heads)
 
 
 ONNX_OF_NODES = {
     torch.ops.posecrafter.pooled_norm.default: _onnx_pooled_norm,
     torch.ops.posecrafter.attend.default: _onnx_attend,
+    torch.ops.posecrafter.res_block.default: _onnx_res_block,
+    torch.ops.posecrafter.transformer.default: _onnx_transformer,
 }
 """How torch.onnx translates each node: its custom_translation_table."""

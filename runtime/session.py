@@ -7,7 +7,6 @@ with Session.open("bundle") as session:
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from posecrafter.runtime.decode import decode
 from posecrafter.runtime.edit import edit_latents
 from posecrafter.runtime.engines import Buffer, Engine, open_engine
 from posecrafter.runtime.invert import invert, shared_noise
+from posecrafter.runtime.inverted import Inverted, inversion_key
 from posecrafter.runtime.network import Network
 from posecrafter.runtime.plan import Plan, make_plan
 from posecrafter.runtime.prompt import embed
@@ -31,8 +31,6 @@ from posecrafter.runtime.request import Request
 from posecrafter.runtime.solve import solve
 
 Floats = NDArray[np.float32]
-
-_REMEMBERED = 8
 
 
 @dataclass(frozen=True)
@@ -47,19 +45,30 @@ class Result:
 class Session:
     """Renders requests with one person's bundle. Used from one thread at a time; `close` frees the engine."""
 
-    def __init__(self, bundle: Bundle, engine: Engine) -> None:
+    def __init__(self, bundle: Bundle, engine: Engine, cache: Path | None = None, precision: str | None = None) -> None:
+        """cache: a folder for inverted frames, which other sessions and processes may share; None for memory only.
+
+        precision: what the engine was told, since an inverted frame is one engine's and one precision's.
+        """
         self.bundle = bundle
         self.engine = engine
         self._network = Network(engine)
-        self._inverted: OrderedDict[tuple[object, ...], Floats] = OrderedDict()
+        self._arithmetic = f"{engine.name} {precision or 'default'}"
+        # Without file hashes nothing tells one bundle's entries from another's.
+        self._inverted = Inverted(cache if bundle.manifest.files else None)
 
     @classmethod
     def open(
-        cls, folder: Path | str, engine: str = "auto", threads: int | None = None, precision: str | None = None
+        cls,
+        folder: Path | str,
+        engine: str = "auto",
+        threads: int | None = None,
+        precision: str | None = None,
+        cache: Path | None = None,
     ) -> Self:
         """Verify and open a bundle. Raises: BundleError, EngineError (see `Bundle.open` and `open_engine`)."""
         bundle = Bundle.open(folder)
-        return cls(bundle, open_engine(engine, Path(folder), threads, precision))
+        return cls(bundle, open_engine(engine, Path(folder), threads, precision), cache, precision)
 
     def plan(self, request: Request) -> Plan:
         """What `render` would do; no network runs. Raises: RequestError, PoseError."""
@@ -89,6 +98,10 @@ class Session:
             with clock("decode"):
                 frames.append(decode(network, x[1:], request.decode_chunk, progress, cancel))
         return Result(np.concatenate(frames), plan, clock.seconds)
+
+    def forget(self) -> None:
+        """Forget the inverted frames that are kept in memory."""
+        self._inverted.clear()
 
     def close(self) -> None:
         """Free the engine's memory. The session is not used afterwards."""
@@ -130,13 +143,13 @@ class Session:
             return np.repeat(shared_noise(latents.shape, request.seed), frames, axis=0)
         if plan.inversion == "target":
             return invert(self._network, latents, features, frames, prompt, plan, progress, cancel)
-        key = (plan.reference, len(plan.inversion_steps), plan.control_scale, prompt.tobytes())
-        if key not in self._inverted:
+        key = inversion_key(self.bundle.manifest, self._arithmetic, plan, prompt)
+        noise = self._inverted.get(key, (1, *latents.shape))
+        if noise is None:
             alone = self._pose_features(plan.reference_pose)
-            self._inverted[key] = invert(self._network, latents, alone, 1, prompt, plan, progress, cancel)
-            if len(self._inverted) > _REMEMBERED:
-                self._inverted.popitem(last=False)
-        return np.repeat(self._inverted[key], frames, axis=0)
+            noise = invert(self._network, latents, alone, 1, prompt, plan, progress, cancel)
+            self._inverted.put(key, noise)
+        return np.repeat(noise, frames, axis=0)
 
 
 class _Clock:

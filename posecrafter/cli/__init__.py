@@ -6,6 +6,7 @@ import sys
 
 import typer
 
+from posecrafter.cli.bench import bench_command
 from posecrafter.cli.compile import compile_command
 from posecrafter.cli.demo import demo_command
 from posecrafter.cli.export import export_command
@@ -30,6 +31,7 @@ app.command("plan")(plan_command)
 app.command("generate")(generate_command)
 app.command("inspect")(inspect_command)
 app.command("demo")(demo_command)
+app.command("bench")(bench_command)
 
 
 def main() -> None:

@@ -27,6 +27,7 @@ Edit = Annotated[str, typer.Option("--edit", help="Regions to edit, comma separa
 Warp = Annotated[str, typer.Option("--warp", help="nearest or bilinear (variance-corrected).")]
 Windowing = Annotated[int | None, typer.Option("--window", help="Target frames a pass.")]
 Memory = Annotated[float | None, typer.Option("--memory", help="Memory budget of a pass, in MiB.")]
+_CACHE = Path.home() / ".cache" / "posecrafter" / "inversions"
 AsJson = Annotated[bool, typer.Option("--json", help="Print the report as JSON.")]
 
 
@@ -90,6 +91,7 @@ def generate_command(
         typer.Option("--kernels", help="Of engine torch, on or off: fused Triton kernels; default on for cuda."),
     ] = None,
     threads: Annotated[int | None, typer.Option("--threads", help="CPU threads; default one a core.")] = None,
+    cache: Annotated[bool, typer.Option(help="Keep inverted frames in the user's cache for the next request.")] = True,
     as_json: AsJson = False,
 ) -> None:
     """Render the person of a bundle following the target poses."""
@@ -111,7 +113,7 @@ def generate_command(
         memory=memory,
         decode_chunk=decode_chunk,
     )
-    with _open(bundle, engine, threads, precision, device, kernels) as session:
+    with _open(bundle, engine, threads, precision, device, kernels, _CACHE if cache else None) as session:
         _warn(session.plan(request))
         with bars() as progress:
             result = session.render(request, progress)
@@ -137,7 +139,13 @@ def _request(poses: Path, **options: Any) -> Request:
 
 
 def _open(
-    path: Path, engine: str, threads: int | None, precision: str | None, device: str | None, kernels: str | None
+    path: Path,
+    engine: str,
+    threads: int | None,
+    precision: str | None,
+    device: str | None,
+    kernels: str | None,
+    cache: Path | None,
 ) -> Session:
     if kernels not in (None, "on", "off"):
         raise RequestError("kernels", f"--kernels is {kernels!r}; give on or off")
@@ -152,7 +160,7 @@ def _open(
         )
     from posecrafter.runtime import Session
 
-    return Session.open(path, engine, threads, precision)
+    return Session.open(path, engine, threads, precision, cache)
 
 
 def _write_frames(out: Path, frames: Any, fps: float) -> None:

@@ -1,0 +1,81 @@
+"""The machine a record was made on, and how fast it multiplies: the roof of every share in the table."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import subprocess
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+LIBRARIES = ("posecrafter", "torch", "onnxruntime", "openvino", "numpy")
+FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
+
+
+def describe_machine(root: Path) -> dict[str, Any]:
+    """Processor, cores, libraries, commit of the repository at `root`, and date."""
+    told = _cpu()
+    return {
+        "cpu": told.get("model name", platform.processor() or platform.machine()),
+        "cores": len(os.sched_getaffinity(0)),
+        "flags": [flag for flag in FLAGS if flag in told.get("flags", "").split()],
+        "load": round(os.getloadavg()[0], 2),
+        "libraries": {name: _version(name) for name in LIBRARIES},
+        "commit": _commit(root),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def measure_roof(rounds: int = 7) -> dict[str, float]:
+    """GFLOP/s, fp32, all cores: a 2048-wide GEMM and a 3x3 convolution of 256 channels, the best of all engines here.
+
+    The best of several rounds, since the roof is what the machine can do.
+    """
+    import numpy as np
+    import torch
+
+    left = np.ones((2048, 2048), np.float32)
+    a = torch.from_numpy(left)
+    x = torch.ones(16, 256, 32, 32).to(memory_format=torch.channels_last)
+    w = torch.ones(256, 256, 3, 3).to(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        gemm = min(_best(lambda: a @ a, rounds), _best(lambda: left @ left, rounds))
+        convolution = _best(lambda: torch.conv2d(x, w, padding=1), rounds)
+    return {
+        "gemm": round(2 * 2048**3 / gemm / 1e9, 1),
+        "convolution": round(2 * 16 * 32 * 32 * 256 * 256 * 9 / convolution / 1e9, 1),
+    }
+
+
+def _best(work: Any, rounds: int) -> float:
+    seconds = []
+    for _ in range(rounds + 1):
+        start = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
+
+
+def _cpu() -> dict[str, str]:
+    path = Path("/proc/cpuinfo")
+    if not path.is_file():
+        return {}
+    lines = path.read_text(encoding="utf-8").split("\n\n")[0].splitlines()
+    return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _commit(root: Path) -> str | None:
+    done = subprocess.run(
+        ["git", "-C", str(root), "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
+    )
+    return done.stdout.strip() or None

@@ -1,0 +1,76 @@
+"""Records: JSON lines, one a runner of a case, appended as soon as they are measured."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from posecrafter.bench.cases import Case
+from posecrafter.bench.machine import describe_machine
+from posecrafter.errors import RequestError
+from posecrafter.progress import Progress, silent
+
+ROOT = Path(__file__).parent.parent
+Record = dict[str, Any]
+
+
+def read_records(path: Path) -> list[Record]:
+    """All records of a file; none where it is absent. Raises: RequestError "bench-record"."""
+    if not path.is_file():
+        return []
+    records = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise RequestError(
+                "bench-record", f"{path} line {number} is not JSON ({error}); remove that line and run again"
+            ) from error
+    return records
+
+
+def record_cases(
+    cases: Sequence[Case], path: Path, work: Path, again: bool = False, progress: Progress = silent
+) -> list[Case]:
+    """Measure cases, each in a fresh process, and append their records to `path`; those that failed.
+
+    A case that `path` holds for this machine's processor, libraries and commit is not measured again, unless `again`:
+    a record that was interrupted goes on where it stopped.
+    """
+    machine, failed = describe_machine(ROOT), []
+    done = set() if again else {record["case"] for record in read_records(path) if _same(record["machine"], machine)}
+    for number, case in enumerate(cases):
+        if case.name in done:
+            progress("bench", number + 1, len(cases), f"{case.name}: recorded before")
+            continue
+        progress("bench", number, len(cases), case.name)
+        machine = describe_machine(ROOT)  # the load and the time of this case
+        lines = _measure(case, work)
+        if lines is None:
+            failed.append(case)
+            continue
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps({**json.loads(line), "machine": machine}) + "\n" for line in lines)
+        progress("bench", number + 1, len(cases), case.name)
+    return failed
+
+
+def _measure(case: Case, work: Path) -> list[str] | None:
+    """The lines of one case's process; None where it failed, which its own last words explain."""
+    command = [sys.executable, "-m", "posecrafter.bench.measure", case.name, str(work)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    return None if done.returncode else [line for line in done.stdout.splitlines() if line.startswith("{")]
+
+
+def _same(a: Record, b: Record) -> bool:
+    return all(a[name] == b[name] for name in ("cpu", "cores", "libraries", "commit"))
+
+
+def latest(records: Sequence[Record]) -> dict[tuple[str, str], Record]:
+    """The last record of every (case, label)."""
+    return {(record["case"], record["label"]): record for record in records}

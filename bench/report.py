@@ -1,0 +1,207 @@
+"""Records to Markdown and plots: what stands between two marks in docs/performance.md is made here and nowhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from posecrafter.bench.records import Record, latest
+from posecrafter.errors import RequestError
+from posecrafter.files import atomic_write
+
+BEGIN, END = "<!-- made by posecrafter bench -->", "<!-- end -->"
+TARGETS = (
+    ("ours, fp32, target mode", "pocket 128", "target", "fp32", False, 2.2),
+    ("ours, fp32, reference mode, first request", "pocket 128", "reference", "fp32", False, 3.5),
+    ("ours, fp32, reference mode, repeated request", "pocket 128", "reference", "fp32", True, 3.8),
+    ("ours, bf16, reference mode, first request", "pocket 128", "reference", "bf16", False, 5.0),
+)
+"""What was aimed at: words, case, mode, precision, repeated, ratio to the published loop."""
+
+
+def write_report(records: Sequence[Record], page: Path) -> None:
+    """Rebuild the tables between the marks of `page`, and the plots beside it.
+
+    Raises: RequestError "bench-page" where the page lacks the marks.
+    """
+    text = page.read_text(encoding="utf-8")
+    if BEGIN not in text or END not in text:
+        raise RequestError("bench-page", f"{page} lacks the marks {BEGIN!r} and {END!r}; put them around its tables")
+    found = list(latest(records).values())
+    head, tail = text[: text.index(BEGIN) + len(BEGIN)], text[text.index(END) :]
+    plots = _plots(found, page.parent)
+    images = [f"![{words}]({name})" for name, words in plots.items()]
+    body = "\n\n".join([_machine(found), *_tables(found), *images])
+    with atomic_write(page) as temporary:
+        temporary.write_text(f"{head}\n\n{body}\n\n{tail}", encoding="utf-8")
+
+
+def _machine(records: Sequence[Record]) -> str:
+    told = {
+        (m["cpu"], m["cores"], " ".join(m["flags"]), m["commit"], m["date"][:10])
+        for m in (record["machine"] for record in records)
+    }
+    loads = [record["machine"]["load"] for record in records]
+    lines = [
+        f"{cpu}, {cores} cores ({flags}), commit {commit}, {date}." for cpu, cores, flags, commit, date in sorted(told)
+    ]
+    libraries = records[-1]["machine"]["libraries"] if records else {}
+    lines.append(", ".join(f"{name} {version}" for name, version in libraries.items()) + ".")
+    if loads:
+        lines.append(f"Load of the machine when the cases began: {min(loads):.1f} to {max(loads):.1f}.")
+    return "\n".join(lines)
+
+
+def _tables(records: Sequence[Record]) -> list[str]:
+    kinds = {kind: [r for r in records if r["kind"] == kind] for kind in ("render", "memory", "operators", "step")}
+    made = [_aims(kinds["render"], kinds["memory"])]
+    if kinds["render"]:
+        made.append(_renders(kinds["render"]))
+    if kinds["memory"]:
+        made.append(
+            _table(
+                ["case", "peak MiB", "open, s"],
+                [[r["case"], r["peak_mib"], r["open_seconds"]] for r in kinds["memory"]],
+            )
+        )
+    if kinds["step"]:
+        rows = [
+            [r["case"], r["frames"], r["step_gflop"], r["step_seconds"], r["gflop_per_second"], _share(r)]
+            for r in kinds["step"]
+        ]
+        made.append(_table(["one guided step", "frames", "GFLOP", "s", "GFLOP/s", "of the roof"], rows))
+    for record in kinds["operators"]:
+        shares = ", ".join(f"{name} {share:.1%}" for name, share in record["shares"].items())
+        made.append(f"One guided step, {record['label']}, {record['step_seconds']:.3f} s of kernels: {shares}.")
+    return made
+
+
+def _aims(renders: Sequence[Record], memories: Sequence[Record]) -> str:
+    rows = []
+    for words, case, mode, precision, repeated, aim in TARGETS:
+        same = [r for r in renders if r["case"] == case and not r["runner"].startswith("published")]
+        same = [r for r in same if (r["inversion"], r["precision"], r["repeated"]) == (mode, precision, repeated)]
+        ran = [r for r in same if "ratio" in r]
+        best = max(ran, key=lambda r: r["ratio"], default=None)
+        skipped = next((r["skipped"] for r in same if "skipped" in r), "not measured")
+        rows.append([words, f"{aim:g}x", skipped if best is None else f"{best['ratio']:.2f}x ({best['runner']})"])
+    peaks = {r["runner"]: r["peak_mib"] for r in memories if not r["case"].startswith("quick")}
+    ours = {name: peak for name, peak in peaks.items() if not name.startswith("published")}
+    if ours and "published eager" in peaks:
+        name = min(ours, key=lambda name: ours[name])
+        rows.append(
+            ["peak memory of a fresh process", "0.5x", f"{ours[name] / peaks['published eager']:.2f}x ({name})"]
+        )
+    grown = {r["frames"] + 1: r for r in renders if r["case"].startswith("frames ") and r["runner"] == "openvino"}
+    if {17, 33} <= grown.keys():
+        ratio = grown[33]["seconds"]["p50"] / grown[17]["seconds"]["p50"]
+        rows.append(["time, 33 frames over 17", "2.1x at most", f"{ratio:.2f}x (openvino)"])
+    return _table(["against the published loop, eager fp32", "aim", "measured"], rows)
+
+
+def _renders(records: Sequence[Record]) -> str:
+    rows = []
+    for r in records:
+        if "skipped" in r:
+            rows.append([r["case"], r["label"], f"skipped: {r['skipped']}", *[""] * 6])
+            continue
+        seconds = r["seconds"]
+        rows.append(
+            [r["case"], r["label"], f"{seconds['p50']:.2f}", f"{seconds['p20']:.2f} .. {seconds['p80']:.2f}",
+             f"{r['ratio']:.2f}x", r["frame_evaluations"], r["gflop_per_second"], _share(r), r["psnr"]]
+        )  # fmt: skip
+    return _table(
+        ["case", "who", "s, p50", "p20 .. p80", "speed", "evaluations", "GFLOP/s", "of the roof", "PSNR, dB"], rows
+    )
+
+
+def _share(record: Record) -> str:
+    return f"{record['share']:.0%}"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(str(cell) for cell in line)} |" for line in lines)
+
+
+def _plots(records: Sequence[Record], folder: Path) -> dict[str, str]:
+    """Write the plots that the records allow: file name -> words."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    made: dict[str, str] = {}
+    ran = [r for r in records if r["kind"] == "render" and "seconds" in r]
+    main = [r for r in ran if r["case"] == "pocket 128"] or [r for r in ran if r["case"] == "quick"]
+    if main:
+        made["speed-stages.png"] = "Seconds of a request by stage"
+        _stages(main, folder / "speed-stages.png")
+    memory = [r for r in records if r["kind"] == "memory"]
+    if memory:
+        made["speed-memory.png"] = "Peak memory of a fresh process"
+        _bars(
+            [
+                (r["label"] if r["case"].startswith("quick") else r["case"].removeprefix("memory, "), r["peak_mib"])
+                for r in memory
+            ],
+            "MiB",
+            folder / "speed-memory.png",
+        )
+    frames = [r for r in ran if r["case"].startswith("frames ")]
+    if frames:
+        made["speed-frames.png"] = "Seconds by the number of frames"
+        _lines(frames, "frames", "frames of a pass", folder / "speed-frames.png", 1)
+    sizes = [r for r in ran if r["case"] in ("pocket 256",) or r["case"] == "frames 17"]
+    if len({r["size"] for r in sizes}) > 1:
+        made["speed-size.png"] = "Seconds of a guided step by size"
+        _lines(sizes, "size", "pixels a side", folder / "speed-size.png", 0)
+    return made
+
+
+def _stages(records: Sequence[Record], path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 0.5 * len(records) + 1.5), layout="constrained")
+    axes = figure.subplots()
+    stages = list(records[0]["stages"])
+    left = [0.0] * len(records)
+    for stage in stages:
+        widths = [r["stages"].get(stage, 0.0) for r in records]
+        axes.barh([r["label"] for r in records], widths, left=left, label=stage)
+        left = [a + b for a, b in zip(left, widths, strict=True)]
+    axes.invert_yaxis()
+    axes.set_xlabel("seconds")
+    axes.legend(fontsize=8)
+    _save(figure, path)
+
+
+def _bars(values: Sequence[tuple[str, float]], unit: str, path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 0.5 * len(values) + 1), layout="constrained")
+    axes = figure.subplots()
+    axes.barh([name for name, _ in values], [value for _, value in values])
+    axes.invert_yaxis()
+    axes.set_xlabel(unit)
+    _save(figure, path)
+
+
+def _lines(records: Sequence[Record], what: str, words: str, path: Path, add: int) -> None:
+    """Seconds of one sampling step against a size of the case, a line a runner."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    for runner in dict.fromkeys(r["runner"] for r in records):
+        points = sorted((r[what] + add, r["stages"]["sample"] / r["steps"]) for r in records if r["runner"] == runner)
+        axes.plot(*zip(*points, strict=True), marker="o", label=runner)
+    axes.set_xlabel(words)
+    axes.set_ylabel("seconds of a guided step")
+    axes.set_ylim(bottom=0)
+    axes.legend(fontsize=8)
+    _save(figure, path)
+
+
+def _save(figure: Any, path: Path) -> None:
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, dpi=110)

@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from posecrafter.manifest import FileEntry
+from posecrafter.runtime import Bundle, Request, Session
+from posecrafter.runtime.inverted import Inverted, inversion_key
+
+Engines = Callable[[Any], Any]
+SHAPE = (1, 4, 8, 8)
+
+
+def by_time(x: np.ndarray, timestep: int, text: np.ndarray) -> np.ndarray:
+    return np.full(x.shape, np.sin(timestep) + text.mean(), np.float32)
+
+
+@pytest.fixture
+def hashed(memory_bundle: Bundle) -> Bundle:
+    """The bundle in memory, with the file hashes that one on disk has."""
+    files = {name: FileEntry(1, name) for name in ("graphs/denoiser.onnx", "person/poses.json")}
+    return replace(memory_bundle, manifest=replace(memory_bundle.manifest, files=files))
+
+
+def latents(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(SHAPE).astype(np.float32)
+
+
+def test_a_repeated_request_inverts_nothing_in_another_session(hashed: Bundle, engine: Engines, tmp_path: Path) -> None:
+    request = Request(poses=hashed.poses[:3])
+    fakes = [engine(by_time), engine(by_time)]
+    first, second = (Session(hashed, fake, tmp_path).render(request).frames for fake in fakes)
+    assert [frames for frames, _ in fakes[0].passes()] == [1] * 4 + [4] * 4
+    assert [frames for frames, _ in fakes[1].passes()] == [4] * 4
+    np.testing.assert_array_equal(first, second)
+
+
+def test_forgetting_inverts_again_and_changes_nothing(memory_bundle: Bundle, engine: Engines) -> None:
+    fake = engine(by_time)
+    session, request = Session(memory_bundle, fake), Request(poses=memory_bundle.poses[:3])
+    first = session.render(request).frames
+    session.forget()
+    np.testing.assert_array_equal(session.render(request).frames, first)
+    assert [frames for frames, _ in fake.passes()].count(1) == 8
+
+
+def test_the_key_changes_with_everything_that_inversion_reads(hashed: Bundle, engine: Engines) -> None:
+    session = Session(hashed, engine(by_time))
+    poses = hashed.poses[:2]
+    plan = session.plan(Request(poses=poses))
+    plain = inversion_key(hashed.manifest, "engine", plan, hashed.prompt)
+    assert inversion_key(hashed.manifest, "engine", plan, hashed.prompt.copy()) == plain
+    other_weights = replace(hashed.manifest, files={"graphs/denoiser.onnx": FileEntry(1, "other")})
+    keys = {
+        plain,
+        inversion_key(hashed.manifest, "other", plan, hashed.prompt),
+        inversion_key(other_weights, "engine", plan, hashed.prompt),
+        inversion_key(hashed.manifest, "engine", plan, hashed.prompt + 1),
+        *(
+            inversion_key(hashed.manifest, "engine", session.plan(request), hashed.prompt)
+            for request in (
+                Request(poses=poses, steps=5),
+                Request(poses=poses, control_scale=0.5),
+                Request(poses=poses, reference=7),
+            )
+        ),
+    }
+    assert len(keys) == 7
+    assert (
+        inversion_key(hashed.manifest, "engine", session.plan(Request(poses=poses, guidance=9.0)), hashed.prompt)
+        in keys
+    )
+
+
+def test_a_folder_stays_within_its_limit_and_the_longest_unused_go_first(tmp_path: Path) -> None:
+    size = 128 + latents(0).nbytes
+    cache = Inverted(tmp_path, limit=3 * size)
+    for index, key in enumerate(("a", "b", "c")):
+        cache.put(key, latents(index))
+        os.utime(tmp_path / f"{key}.npy", (index, index))
+    assert Inverted(tmp_path).get("a", SHAPE) is not None  # used just now
+    cache.put("d", latents(3))
+    assert sorted(path.stem for path in tmp_path.iterdir()) == ["a", "c", "d"]
+
+
+@pytest.mark.parametrize("damage", [b"", b"\x93NUMPY", b"not an array at all"])
+def test_a_damaged_entry_is_a_miss(damage: bytes, tmp_path: Path) -> None:
+    Inverted(tmp_path).put("a", latents(0))
+    (tmp_path / "a.npy").write_bytes(damage)
+    assert Inverted(tmp_path).get("a", SHAPE) is None
+
+
+def test_an_entry_of_another_shape_or_not_finite_is_a_miss(tmp_path: Path) -> None:
+    Inverted(tmp_path).put("a", latents(0))
+    assert Inverted(tmp_path).get("a", (1, 4, 8, 9)) is None
+    Inverted(tmp_path).put("b", np.full(SHAPE, np.nan, np.float32))
+    assert Inverted(tmp_path).get("b", SHAPE) is None
+
+
+def test_a_folder_that_cannot_be_made_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    cache = Inverted(tmp_path / "file" / "cache")
+    cache.put("a", latents(0))
+    assert cache.get("a", SHAPE) is not None
+
+
+def test_processes_that_write_at_once_leave_whole_entries_within_the_limit(tmp_path: Path) -> None:
+    program = f"""
+import sys
+import numpy as np
+from pathlib import Path
+from posecrafter.runtime.inverted import Inverted
+for round in range(40):
+    cache = Inverted(Path({str(tmp_path)!r}), limit=6000)
+    key = str((int(sys.argv[1]) + round) % 7)
+    found = cache.get(key, (1, 4, 8, 8))
+    assert found is None or (found == int(key)).all()
+    cache.put(key, np.full((1, 4, 8, 8), int(key), np.float32))
+"""
+    running = [subprocess.Popen([sys.executable, "-c", program, str(number)]) for number in range(3)]
+    assert [process.wait() for process in running] == [0, 0, 0]
+    entries = list(tmp_path.iterdir())
+    assert sum(path.stat().st_size for path in entries) <= 6000
+    assert all((np.load(path) == int(path.stem)).all() for path in entries)
