@@ -28,7 +28,9 @@ def write_bundle(folder: Path) -> Path:
     random = np.random.default_rng(0)
     xy = random.uniform(10, 50, (4, 130, 2)).astype(np.float32)
     write_poses(folder / "person/poses.json", PoseTrack(xy, np.ones((4, 130), np.float32), 64, 64))
-    save_file({"latents": random.standard_normal((4, 4, 8, 8)).astype(np.float16)}, folder / "person/latents.safetensors")
+    save_file(
+        {"latents": random.standard_normal((4, 4, 8, 8)).astype(np.float16)}, folder / "person/latents.safetensors"
+    )
     text = {name: np.zeros((5, 6), np.float32) for name in ("prompt", "empty")}
     save_file(text, folder / "person/text.safetensors")
     Manifest(
@@ -117,7 +119,10 @@ MALFORMED: dict[str, Callable[[Path], Any]] = {
     "a path above": list_file("../secret"),
     "an absolute path": list_file("/etc/hostname"),
     "a path that leaves and returns": list_file("graphs/../../elsewhere/x"),
-    "a link out of the bundle": lambda folder: ((folder / DENOISER).unlink(), (folder / DENOISER).symlink_to("/etc/hostname")),
+    "a link out of the bundle": lambda folder: (
+        (folder / DENOISER).unlink(),
+        (folder / DENOISER).symlink_to("/etc/hostname"),
+    ),
     "latents cut short": replace(LATENTS, lambda data: data[:-2]),
     "latents and a byte": replace(LATENTS, lambda data: data + b"x"),
     "a header longer than the file": replace(LATENTS, shortened_header),

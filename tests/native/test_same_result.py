@@ -47,7 +47,9 @@ def target(case: Case, bundle: Path, folder: Path) -> tuple[Path, PoseTrack]:
     if not case.parts:
         for part in (FACE, LEFT_HAND, RIGHT_HAND):
             score[:, part] = 0
-    moved = PoseTrack(xy.astype(np.float32), score.astype(np.float32), int(track.width * 2.5) + 20, int(track.height * 2.5))
+    moved = PoseTrack(
+        xy.astype(np.float32), score.astype(np.float32), int(track.width * 2.5) + 20, int(track.height * 2.5)
+    )
     path = folder / "poses.json"
     write_poses(path, moved)
     return path, read_poses(path)
@@ -100,7 +102,9 @@ def latents_of(session: Session, request: Request) -> tuple[Any, np.ndarray]:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_python_and_cpp_plan_draw_and_render_the_same(name: str, native: Any, tiny_bundle: Path, tmp_path: Path) -> None:
+def test_python_and_cpp_plan_draw_and_render_the_same(
+    name: str, native: Any, tiny_bundle: Path, tmp_path: Path
+) -> None:
     case = CASES[name]
     poses, track = target(case, tiny_bundle, tmp_path)
     with Session.open(tiny_bundle, engine="onnxruntime", threads=1) as session:
