@@ -80,7 +80,8 @@ def generate_command(
     fps: Annotated[float | None, typer.Option("--fps", help="Frames a second; default the training video's.")] = None,
     decode_chunk: Annotated[int, typer.Option("--decode-chunk", help="Frames a pass of the VAE decoder.")] = 8,
     engine: Annotated[
-        str, typer.Option("--engine", help="auto, openvino, onnxruntime, or torch for a run's folder.")
+        str,
+        typer.Option("--engine", help="auto, tensorrt, tensorrt-rtx, openvino, onnxruntime; torch for a run's folder."),
     ] = "auto",
     precision: Annotated[
         str | None, typer.Option("--precision", help="openvino: fp32, or bf16 where the CPU has it; torch: fp32, fp16.")
@@ -159,7 +160,14 @@ def _open(
             "engine-option", f"engine '{engine}' takes neither --device nor --kernels; --engine torch does"
         )
     from posecrafter.runtime import Session
+    from posecrafter.runtime.engines import choose_engine
+    from posecrafter.runtime.engines.built import built_folders
 
+    if engine == "auto" and path.is_dir():
+        choice = choose_engine(path)
+        for name, why in choice.passed_over.items():
+            if built_folders(path, name):
+                typer.echo(f"note: {choice.name} runs it, since {why}", err=True)
     return Session.open(path, engine, threads, precision, cache)
 
 
