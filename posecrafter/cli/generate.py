@@ -91,6 +91,9 @@ def generate_command(
         str | None,
         typer.Option("--kernels", help="Of engine torch, on or off: fused Triton kernels; default on for cuda."),
     ] = None,
+    person: Annotated[
+        str | None, typer.Option("--person", help="Of a shared bundle: a name, or a pack's folder.")
+    ] = None,
     threads: Annotated[int | None, typer.Option("--threads", help="CPU threads; default one a core.")] = None,
     cache: Annotated[bool, typer.Option(help="Keep inverted frames in the user's cache for the next request.")] = True,
     as_json: AsJson = False,
@@ -115,6 +118,8 @@ def generate_command(
         decode_chunk=decode_chunk,
     )
     with _open(bundle, engine, threads, precision, device, kernels, _CACHE if cache else None) as session:
+        if person is not None:
+            session.load_person(person)
         _warn(session.plan(request))
         with bars() as progress:
             result = session.render(request, progress)
