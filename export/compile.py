@@ -22,7 +22,8 @@ from posecrafter.files import atomic_folder, sha256_of
 from posecrafter.manifest import Manifest
 from posecrafter.progress import Cancel, Progress, silent
 from posecrafter.runtime.engines.built import FOLDER, Built, Part, read_part, source_hash
-from posecrafter.runtime.engines.tensorrt_library import CAPABILITIES, MODULES, device_target, load_library
+from posecrafter.runtime.engines.cuda_device import device_target
+from posecrafter.runtime.engines.tensorrt_library import CAPABILITIES, MODULES, load_library
 
 GRAPHS = ("text_encoder", "pose_encoder", "vae_decoder", "denoiser")
 """Quickest first, so that what cannot work fails before the long one."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,12 +22,15 @@ from posecrafter.export.options import ExportOptions
 from posecrafter.export.parity import Sample, check_parity
 from posecrafter.export.run import FILES, Run
 from posecrafter.export.save import save_graph
+from posecrafter.export.shared import bound, pack_weights, personal_names
 from posecrafter.export.trace import trace, translate
 from posecrafter.files import atomic_folder
 from posecrafter.finetune.base import Base
 from posecrafter.finetune.network import VideoUNet
+from posecrafter.finetune.person import load_person
 from posecrafter.manifest import NAME, Manifest
 from posecrafter.progress import Cancel, Progress, silent
+from posecrafter.runtime.person import WEIGHTS
 
 __all__ = ["ExportOptions", "export_bundle"]
 
@@ -58,21 +61,41 @@ def export_bundle(
         _write_person(folder / "person", tuned, text)
         (folder / "graphs").mkdir()
         write_tokenizer(folder / "graphs" / "tokenizer.json", model.tokenizer, ["", tuned.record["prompt"]])
-        _write_graphs(folder / "graphs", reference, model, options, progress, cancel)
+        copies = {name: exported_copy(graph.module, options) for name, graph in reference.items()}
+        names = _personal(tuned, reference, copies) if options.shared else {}
+        _write_graphs(folder / "graphs", reference, copies, names, model, options, progress, cancel)
         manifest = describe(tuned, model, options)
-        sample = Sample(
-            poses=tuned.poses,
-            style=manifest.pose_style,
-            latents=tuned.latents.numpy(),
-            text=text.numpy(),
-            schedule=model.schedule,
-            guidance=manifest.defaults.guidance,
-            factor=model.factor,
-        )
+        engines = []
+        if options.shared:
+            manifest = replace(manifest, kind="shared", shared=names)
+            (folder / "person" / WEIGHTS).write_bytes(save(pack_weights(copies, names)))
+            engines = [bound(folder, folder / "person" / WEIGHTS, manifest, portable) for portable in (False, True)]
+        sample = make_sample(tuned, model, text, manifest)
         smallest = manifest.height.min // model.factor
-        parity = check_parity(folder, reference, sample, options.precision, smallest, progress, cancel)
+        parity = check_parity(folder, reference, sample, options.precision, smallest, progress, cancel, engines)
         replace(manifest, parity=parity, files=Manifest.entries(folder)).write(folder)
     return out
+
+
+def make_sample(run: Run, base: Base, text: torch.Tensor, manifest: Manifest) -> Sample:
+    """What the comparison takes from a run."""
+    return Sample(
+        poses=run.poses,
+        style=manifest.pose_style,
+        latents=run.latents.numpy(),
+        text=text.numpy(),
+        schedule=base.schedule,
+        guidance=manifest.defaults.guidance,
+        factor=base.factor,
+    )
+
+
+def _personal(
+    run: Run, graphs: Mapping[str, Graph], copies: Mapping[str, nn.Module]
+) -> dict[str, dict[str, list[int]]]:
+    trained = load_person(run.folder / "person.safetensors").tensors
+    names = {name: personal_names(graph, copies[name], trained) for name, graph in graphs.items()}
+    return {name: own for name, own in names.items() if own}
 
 
 def _check_target(out: Path, overwrite: bool) -> None:
@@ -95,6 +118,8 @@ def _write_person(folder: Path, run: Run, text: torch.Tensor) -> None:
 def _write_graphs(
     folder: Path,
     reference: dict[str, Graph],
+    copies: Mapping[str, nn.Module],
+    names: Mapping[str, Mapping[str, list[int]]],
     base: Base,
     options: ExportOptions,
     progress: Progress,
@@ -110,11 +135,11 @@ def _write_graphs(
         done += 1
 
     for graph in reference.values():
-        graph = replace(graph, module=exported_copy(graph.module, options))
+        graph = replace(graph, module=copies[graph.name])
         report(f"trace {graph.name}")
         program = trace(graph, ranges)
         report(f"translate {graph.name}")
-        model = translate(graph, program)
+        model = translate(graph, program, names.get(graph.name, ()))
         report(f"write {graph.name}")
         save_graph(model, folder, graph.name, cpu_copy=graph.name != "text_encoder")
     progress("export", total, total)

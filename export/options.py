@@ -16,7 +16,7 @@ class ExportOptions:
 
     precision: of weights and network; latents and their update are fp32 always. max_frames: F of one pass, the
     reference included. max_side: longest side in pixels. max_prompts: B of one pass. steps: the bundle's default solver
-    steps; None for the base's.
+    steps; None for the base's. shared: the person's weights become inputs of the graphs, so that others can be added.
     """
 
     precision: Precision = "fp32"
@@ -24,6 +24,7 @@ class ExportOptions:
     max_side: int = 1024
     max_prompts: int = 8
     steps: int | None = None
+    shared: bool = False
 
     def __post_init__(self) -> None:
         """Raises: ExportError "options-range"."""

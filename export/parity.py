@@ -5,7 +5,7 @@ Sizes are small, since an error in a graph shows at any size, and an odd one is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -68,13 +68,15 @@ def check_parity(
     smallest: int,
     progress: Progress = silent,
     cancel: Cancel | None = None,
+    engines: Sequence[Engine] = (),
 ) -> dict[str, Any]:
     """Compare a bundle folder's graphs with fp32 PyTorch; the manifest's `parity`: relative l2 distances and bounds.
 
-    smallest: latent cells a side. Raises: ExportError "parity" naming the graph, both numbers and the cure, and
+    smallest: latent cells a side. engines: on the graphs for this machine and on the portable ones, where the graphs
+    need more than the folder holds. Raises: ExportError "parity" naming the graph, both numbers and the cure, and
     "cancelled".
     """
-    ours, portable = OnnxRuntimeEngine(folder), OnnxRuntimeEngine(folder, portable=True)
+    ours, portable = engines or (OnnxRuntimeEngine(folder), OnnxRuntimeEngine(folder, portable=True))
     theirs = TorchEngine({g.name: (g.module, tuple(g.inputs), tuple(g.outputs)) for g in reference.values()})
     bound = TOLERANCES[precision]
     figures: dict[str, Any] = {"engine": f"onnxruntime {version('onnxruntime')} on {ours.device}"}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import onnx_ir.passes.common as passes
@@ -65,8 +65,11 @@ def check_ranges(graph: Graph, program: ExportedProgram, ranges: Mapping[str, Ra
                 )
 
 
-def translate(graph: Graph, program: ExportedProgram) -> ir.Model:
-    """To opset 23, with constants folded, repeated arithmetic shared, and nothing left of who made it where."""
+def translate(graph: Graph, program: ExportedProgram, personal: Iterable[str] = ()) -> ir.Model:
+    """To opset 23, with constants folded, repeated arithmetic shared, and nothing left of who made it where.
+
+    personal: parameters that become inputs of the graph, before folding takes their names.
+    """
     with _quiet():
         exported = torch.onnx.export(
             program,
@@ -77,6 +80,7 @@ def translate(graph: Graph, program: ExportedProgram) -> ir.Model:
             custom_translation_table=ONNX_OF_NODES,
         )
     model = exported.model
+    promote(model, personal)
     optimizer.fold_constants(model)
     for clean in (
         passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
@@ -90,6 +94,14 @@ def translate(graph: Graph, program: ExportedProgram) -> ir.Model:
     widen_attention(model)
     strip(model)
     return model
+
+
+def promote(model: ir.Model, names: Iterable[str]) -> None:
+    """Make initializers inputs of the graph, in place, behind those there are."""
+    for name in names:
+        value = model.graph.initializers.pop(name)
+        value.const_value = None
+        model.graph.inputs.append(value)
 
 
 def widen_attention(model: ir.Model) -> None:
@@ -132,12 +144,12 @@ def strip(model: ir.Model) -> None:
 
 
 def _name_borders(graph: Graph, model: ir.Model) -> None:
-    inputs = [value.name for value in model.graph.inputs]
+    inputs = [value.name for value in model.graph.inputs][: len(graph.inputs)]
     assert inputs == list(graph.inputs), f"{graph.name}: the exporter dropped or renamed an input: {inputs}"
     for value, (name, shape) in zip(model.graph.outputs, graph.outputs.items(), strict=True):
         value.name = name
         value.shape = ir.Shape(shape)
-    for value, border in zip(model.graph.inputs, graph.inputs.values(), strict=True):
+    for value, border in zip(model.graph.inputs, graph.inputs.values(), strict=False):
         value.shape = ir.Shape(border.shape)
 
 

@@ -75,6 +75,7 @@ class Manifest:
     """manifest.json as a value.
 
     fps: of the training video. network_width: channels of the network's first level, which memory estimates scale with.
+    kind: "merged", or "shared": graphs take the person's weights as inputs; shared: graph -> input -> its shape.
     parity: figures of the export's comparison with PyTorch. files: each path inside the bundle -> its size and hash.
     """
 
@@ -94,6 +95,7 @@ class Manifest:
     kind: str = "merged"
     parity: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    shared: Mapping[str, Mapping[str, list[int]]] = field(default_factory=dict)
     files: Mapping[str, FileEntry] = field(default_factory=dict)
 
     def write(self, folder: Path | str) -> None:

@@ -16,15 +16,18 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from posecrafter.errors import BundleError
 from posecrafter.pose import PoseTrack, draw_poses
 from posecrafter.progress import Cancel, Progress, silent
 from posecrafter.runtime.bundle import Bundle
 from posecrafter.runtime.decode import decode
 from posecrafter.runtime.edit import edit_latents
 from posecrafter.runtime.engines import Buffer, Engine, open_engine
+from posecrafter.runtime.engines.bound import BoundEngine, upload_weights
 from posecrafter.runtime.invert import invert, shared_noise
 from posecrafter.runtime.inverted import Inverted, inversion_key
 from posecrafter.runtime.network import Network
+from posecrafter.runtime.person import WEIGHTS, find_pack, read_person, read_weights
 from posecrafter.runtime.plan import Plan, make_plan
 from posecrafter.runtime.prompt import embed
 from posecrafter.runtime.request import Request
@@ -56,6 +59,11 @@ class Session:
         self._arithmetic = f"{engine.name} {precision or 'default'}"
         # Without file hashes nothing tells one bundle's entries from another's.
         self._inverted = Inverted(cache if bundle.manifest.files else None)
+        self._people: dict[str | None, tuple[Bundle, Network]] = {}
+        if bundle.manifest.kind == "shared" and bundle.folder is not None:
+            weights = read_weights(bundle.folder / "person" / WEIGHTS, bundle.manifest)
+            self._network = Network(BoundEngine(engine, upload_weights(engine, weights)))
+        self._people[None] = bundle, self._network
 
     @classmethod
     def open(
@@ -69,6 +77,21 @@ class Session:
         """Verify and open a bundle. Raises: BundleError, EngineError (see `Bundle.open` and `open_engine`)."""
         bundle = Bundle.open(folder)
         return cls(bundle, open_engine(engine, Path(folder), threads, precision), cache, precision)
+
+    def load_person(self, person: str | Path | None = None) -> None:
+        """Render this person from now on: a name of the shared bundle's `persons/`, or a pack's folder; None for the
+        bundle's own. Who was loaded stays in the engine's memory, so coming back binds other buffers and nothing more.
+
+        Raises: BundleError "bundle-merged", "pack-missing", "pack-format", "pack-hash", "pack-base", "pack-weights".
+        """
+        key = None if person is None else str(person)
+        if key not in self._people:
+            own, _ = self._people[None]
+            if own.manifest.kind != "shared" or own.folder is None:
+                raise BundleError("bundle-merged", "the bundle holds one merged person; export it with --shared")
+            bundle, weights = read_person(own, find_pack(own.folder, key or ""))
+            self._people[key] = bundle, Network(BoundEngine(self.engine, upload_weights(self.engine, weights)))
+        self.bundle, self._network = self._people[key]
 
     def plan(self, request: Request) -> Plan:
         """What `render` would do; no network runs. Raises: RequestError, PoseError."""

@@ -18,16 +18,28 @@ def export_command(
     base: Annotated[str | None, typer.Option("--base", help="The base, if it moved since the tuning.")] = None,
     precision: Annotated[str, typer.Option("--precision", help="Of the network: fp32 or fp16.")] = "fp32",
     max_frames: Annotated[int, typer.Option("--max-frames", help="Frames a pass, the reference included.")] = 129,
+    shared: Annotated[
+        bool, typer.Option("--shared", help="Keep the person's weights apart, so that others can be added.")
+    ] = False,
+    person: Annotated[
+        str | None, typer.Option("--person", help="Add the run's person, under this name, to the shared bundle --out.")
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a bundle that is there.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the parity figures as JSON.")] = False,
 ) -> None:
     """Merge what was learned, write ONNX graphs, and prove that they compute what PyTorch does."""
     from posecrafter.cli.bars import bars
     from posecrafter.export.export import ExportOptions, export_bundle
+    from posecrafter.export.shared import export_person
     from posecrafter.manifest import Manifest
 
     known = cast("Precision", precision)  # ExportOptions refuses any other word
-    options = ExportOptions(precision=known, max_frames=max_frames)
+    options = ExportOptions(precision=known, max_frames=max_frames, shared=shared)
+    if person is not None:
+        with bars() as progress:
+            pack = export_person(run, out, person, base=base, overwrite=overwrite, progress=progress)
+        _show_person(pack, as_json)
+        return
     with bars() as progress:
         bundle = export_bundle(run, out, base=base, options=options, overwrite=overwrite, progress=progress)
     manifest = Manifest.read(bundle)
@@ -37,4 +49,17 @@ def export_command(
     size = sum(entry.bytes for entry in manifest.files.values()) / 2**20
     typer.echo(f"{bundle}: {len(manifest.files)} files, {size:.1f} MiB, {manifest.precision}")
     for name, figure in manifest.parity.items():
+        typer.echo(f"parity {name:<24} {figure}")
+
+
+def _show_person(folder: Path, as_json: bool) -> None:
+    from posecrafter.runtime.person import Pack
+
+    pack = Pack.read(folder)
+    if as_json:
+        typer.echo(json.dumps({"person": str(folder), "parity": dict(pack.parity)}))
+        return
+    size = sum(entry.bytes for entry in pack.files.values()) / 2**20
+    typer.echo(f"{folder}: {size:.1f} MiB")
+    for name, figure in pack.parity.items():
         typer.echo(f"parity {name:<24} {figure}")

@@ -80,7 +80,8 @@ def generate_command(
     fps: Annotated[float | None, typer.Option("--fps", help="Frames a second; default the training video's.")] = None,
     decode_chunk: Annotated[int, typer.Option("--decode-chunk", help="Frames a pass of the VAE decoder.")] = 8,
     engine: Annotated[
-        str, typer.Option("--engine", help="auto, openvino, onnxruntime, or torch for a run's folder.")
+        str,
+        typer.Option("--engine", help="auto, tensorrt, tensorrt-rtx, openvino, onnxruntime; torch for a run's folder."),
     ] = "auto",
     precision: Annotated[
         str | None, typer.Option("--precision", help="openvino: fp32, or bf16 where the CPU has it; torch: fp32, fp16.")
@@ -89,6 +90,9 @@ def generate_command(
     kernels: Annotated[
         str | None,
         typer.Option("--kernels", help="Of engine torch, on or off: fused Triton kernels; default on for cuda."),
+    ] = None,
+    person: Annotated[
+        str | None, typer.Option("--person", help="Of a shared bundle: a name, or a pack's folder.")
     ] = None,
     threads: Annotated[int | None, typer.Option("--threads", help="CPU threads; default one a core.")] = None,
     cache: Annotated[bool, typer.Option(help="Keep inverted frames in the user's cache for the next request.")] = True,
@@ -114,6 +118,8 @@ def generate_command(
         decode_chunk=decode_chunk,
     )
     with _open(bundle, engine, threads, precision, device, kernels, _CACHE if cache else None) as session:
+        if person is not None:
+            session.load_person(person)
         _warn(session.plan(request))
         with bars() as progress:
             result = session.render(request, progress)
@@ -159,7 +165,14 @@ def _open(
             "engine-option", f"engine '{engine}' takes neither --device nor --kernels; --engine torch does"
         )
     from posecrafter.runtime import Session
+    from posecrafter.runtime.engines import choose_engine
+    from posecrafter.runtime.engines.built import built_folders
 
+    if engine == "auto" and path.is_dir():
+        choice = choose_engine(path)
+        for name, why in choice.passed_over.items():
+            if built_folders(path, name):
+                typer.echo(f"note: {choice.name} runs it, since {why}", err=True)
     return Session.open(path, engine, threads, precision, cache)
 
 

@@ -5,21 +5,31 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from posecrafter.errors import EngineError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from posecrafter.manifest import Manifest
+    from posecrafter.runtime.engines.built import Built
 
 
 def inspect_command(
     bundle: Annotated[Path, typer.Argument(help="The bundle's folder.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
 ) -> None:
-    """Verify every file of a bundle and show what it holds."""
+    """Verify every file of a bundle and show what it holds, and what was compiled for which machine."""
     from posecrafter.runtime import Bundle
 
     manifest = Bundle.open(bundle).manifest
+    engines = _engines(bundle)
     if as_json:
-        typer.echo(json.dumps(asdict(manifest)))
+        told = {name: record if isinstance(record, str) else asdict(record) for name, record in engines.items()}
+        typer.echo(json.dumps({**asdict(manifest), "engines": told}))
         return
     from rich.console import Console
     from rich.table import Table
@@ -44,3 +54,46 @@ def inspect_command(
     for name, entry in m.files.items():
         files.add_row(name, f"{entry.bytes / 2**20:.2f}", entry.sha256[:16])
     console.print(files)
+    if engines:
+        console.print(_table(engines, manifest))
+
+
+def _engines(bundle: Path) -> dict[str, Built | str]:
+    """Every engine folder's record, its files verified; or in its place the reason why it cannot be used."""
+    from posecrafter.runtime.engines.built import FOLDER, RECORD, Built, read_part
+
+    found: dict[str, Built | str] = {}
+    for path in sorted((bundle / FOLDER).glob(f"*/{RECORD}")):
+        folder = path.parent
+        try:
+            record = Built.read(folder)
+            for part in record.files:
+                read_part(folder, part, f"posecrafter compile {bundle} --engine {record.engine}")
+            found[folder.name] = record
+        except EngineError as error:
+            found[folder.name] = f"error[{error.code}]: {error.message}"
+    return found
+
+
+def _table(engines: dict[str, Built | str], manifest: Manifest) -> Table:
+    from rich.table import Table
+
+    from posecrafter.runtime.engines.built import source_hash
+
+    table = Table(
+        "engine", "built by", "graph", "for", "MiB", "sha256", "parity", title="compiled; every file verified"
+    )
+    for name, record in engines.items():
+        if isinstance(record, str):
+            table.add_row(name, record)
+            continue
+        for graph, parts in record.graphs.items():
+            stale = (
+                "" if source_hash(manifest, graph) == record.sources[graph] else " (of another graph: compile again)"
+            )
+            parity = f"{record.parity[graph]:.1e}" if graph in record.parity else ""
+            for part in parts:
+                sizes = " | ".join(map(str, part.profiles)) + stale
+                by = f"{record.version.split('-')[0]}, {record.precision}"
+                table.add_row(name, by, graph, sizes, f"{part.bytes / 2**20:.1f}", part.sha256[:12], parity)
+    return table

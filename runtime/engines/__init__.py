@@ -9,10 +9,13 @@ from pathlib import Path
 
 from posecrafter.errors import EngineError
 from posecrafter.runtime.engines.base import Buffer, Engine, Graph
+from posecrafter.runtime.engines.built import built_folders
+from posecrafter.runtime.engines.cuda_device import device_target
+from posecrafter.runtime.engines.tensorrt_library import MODULES, load_library
 
 __all__ = ["ENGINES", "Buffer", "Choice", "Engine", "Graph", "choose_engine", "open_engine"]
 
-ENGINES = ("openvino", "onnxruntime")
+ENGINES = ("tensorrt", "tensorrt-rtx", "openvino", "onnxruntime")
 """Engines that run a bundle from its folder, fastest first."""
 
 _PRECISE = ("openvino",)
@@ -31,10 +34,12 @@ def choose_engine(folder: Path) -> Choice:
     """The fastest engine that is installed and can run the bundle in `folder`. Raises: EngineError "engine-missing"."""
     passed_over: dict[str, str] = {}
     for name in ENGINES:
-        why = _unable(name)
-        if why is None:
-            return Choice(name, passed_over)
-        passed_over[name] = why
+        try:
+            _check(name, folder)
+        except EngineError as error:
+            passed_over[name] = error.message
+            continue
+        return Choice(name, passed_over)
     raise EngineError("engine-missing", f"no engine can run {folder}: {'; '.join(passed_over.values())}")
 
 
@@ -42,7 +47,8 @@ def open_engine(name: str, folder: Path, threads: int | None = None, precision: 
     """The engine `name` ("auto" or one of ENGINES) for the bundle in `folder`.
 
     threads: of a CPU engine; None for one a core. precision: of an engine's arithmetic, None for its default.
-    Raises: EngineError "engine-unknown", "engine-missing", "engine-precision".
+    Raises: EngineError "engine-unknown", "engine-missing", "engine-device", "engine-precision", "plan-missing",
+    "plan-version", "plan-stale", "plan-target".
     """
     if name == "auto":
         name = choose_engine(folder).name
@@ -50,9 +56,10 @@ def open_engine(name: str, folder: Path, threads: int | None = None, precision: 
         raise EngineError("engine-unknown", "engine 'torch' runs a tuning run, not a bundle: give the run's folder")
     if name not in ENGINES:
         raise EngineError("engine-unknown", f"there is no engine {name!r}; choose auto, {', '.join(ENGINES)} or torch")
-    why = _unable(name)
-    if why is not None:
-        raise EngineError("engine-missing", why)
+    try:
+        _check(name, folder)
+    except EngineError as error:
+        raise EngineError(error.code, f"{error.message}{_instead(name, folder)}") from error
     if precision is not None and name not in _PRECISE:
         raise EngineError(
             "engine-precision",
@@ -61,15 +68,38 @@ def open_engine(name: str, folder: Path, threads: int | None = None, precision: 
     return _open(name, folder, threads, precision)
 
 
-def _unable(name: str) -> str | None:
-    """Why an engine cannot run here; None where it can."""
-    if find_spec(name) is None:
-        return f"{name} is not installed; run: pip install {name}"
-    return None
+def _check(name: str, folder: Path) -> None:
+    """That an engine can run the bundle here, without opening it. Raises: EngineError."""
+    if name not in MODULES:
+        if find_spec(name) is None:
+            raise EngineError("engine-missing", f"{name} is not installed; run: pip install {name}")
+        return
+    if not built_folders(folder, name):
+        raise EngineError(
+            "plan-missing",
+            f"{folder} holds nothing built for {name}; run: posecrafter compile {folder} --engine {name}",
+        )
+    from posecrafter.runtime.engines.tensorrt import choose_target, find_records
+
+    version = str(load_library(name).__version__)
+    records = find_records(folder, name, version)
+    choose_target(records, device_target(), f"posecrafter compile {folder} --engine {name}")
+
+
+def _instead(name: str, folder: Path) -> str:
+    """What "auto" would take, for the end of a refusal."""
+    try:
+        return f". Here --engine auto takes {choose_engine(folder).name}"
+    except EngineError:
+        return ""
 
 
 def _open(name: str, folder: Path, threads: int | None, precision: str | None) -> Engine:
     try:
+        if name in MODULES:
+            from posecrafter.runtime.engines.tensorrt import TensorRtEngine
+
+            return TensorRtEngine(folder, name)
         if name == "openvino":
             from posecrafter.runtime.engines.openvino import OpenVinoEngine
 

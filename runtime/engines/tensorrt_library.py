@@ -1,4 +1,4 @@
-"""TensorRT's two libraries, and the GPU at hand. Both are imported when they are asked for, not before."""
+"""TensorRT's two libraries, imported when one is asked for."""
 
 from __future__ import annotations
 
@@ -44,24 +44,3 @@ def load_library(engine: str) -> ModuleType:
             "engine-missing", f"TensorRT {library.__version__} is too old, 10.8 or later is needed; {_INSTALL[engine]}"
         )
     return library
-
-
-def device_target(index: int = 0) -> str:
-    """The compute capability of a GPU: "sm90". Raises: EngineError "engine-missing", "engine-device"."""
-    try:
-        cuda = import_module("cuda.bindings.runtime")
-    except ImportError as error:
-        raise EngineError("engine-missing", "cuda-bindings is not installed; run: pip install cuda-bindings") from error
-    try:
-        status, count = cuda.cudaGetDeviceCount()
-    except RuntimeError as error:  # no CUDA runtime library
-        raise EngineError("engine-device", f"no CUDA runtime on this machine ({error})") from error
-    if int(status) != 0 or count <= index:
-        told = cuda.cudaGetErrorString(status)[1].decode() if int(status) else f"{count} GPUs"
-        raise EngineError("engine-device", f"there is no GPU {index} on this machine ({told})")
-    kind = cuda.cudaDeviceAttr
-    numbers = [
-        cuda.cudaDeviceGetAttribute(which, index)[1]
-        for which in (kind.cudaDevAttrComputeCapabilityMajor, kind.cudaDevAttrComputeCapabilityMinor)
-    ]
-    return f"sm{numbers[0]}{numbers[1]}"

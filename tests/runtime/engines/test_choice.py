@@ -37,12 +37,24 @@ def test_auto_falls_back_to_onnxruntime_and_says_why(tiny_bundle: Path, hide: Hi
 
 
 def test_an_engine_that_is_not_installed_is_named_with_the_cure(tiny_bundle: Path, hide: Hide) -> None:
+    hide("openvino")
+    with pytest.raises(EngineError) as caught:
+        open_engine("openvino", tiny_bundle)
+    assert caught.value.code == "engine-missing"
+    assert "pip install openvino" in caught.value.message
+    assert "--engine auto takes onnxruntime" in caught.value.message
     hide("openvino", "onnxruntime")
-    for name in ("openvino", "auto"):
-        with pytest.raises(EngineError) as caught:
-            open_engine(name, tiny_bundle)
-        assert caught.value.code == "engine-missing"
-        assert "pip install openvino" in caught.value.message
+    with pytest.raises(EngineError) as caught:
+        open_engine("auto", tiny_bundle)
+    assert caught.value.code == "engine-missing"
+    assert "pip install onnxruntime" in caught.value.message
+
+
+def test_an_engine_without_plans_names_the_command_that_builds_them(tiny_bundle: Path) -> None:
+    with pytest.raises(EngineError) as caught:
+        open_engine("tensorrt-rtx", tiny_bundle)
+    assert caught.value.code == "plan-missing"
+    assert f"posecrafter compile {tiny_bundle} --engine tensorrt-rtx" in caught.value.message
 
 
 def test_an_unknown_engine_and_a_precision_it_does_not_take_are_refused(tiny_bundle: Path) -> None:

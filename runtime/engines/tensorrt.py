@@ -1,0 +1,192 @@
+"""TensorRT and TensorRT-RTX: one adapter, since both run plans in the same way.
+
+What was built is checked before the library sees a byte of it (`built.py`). Tensors stay on the GPU; the graphs work in
+one scratch memory, one after the other on one stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from posecrafter.errors import EngineError
+from posecrafter.manifest import Manifest
+from posecrafter.runtime.engines.base import Buffer
+from posecrafter.runtime.engines.built import Built, Part, built_folders, choose_profile, read_part
+from posecrafter.runtime.engines.cuda_device import CudaDevice, DeviceBuffer, device_target
+from posecrafter.runtime.engines.tensorrt_library import load_library
+
+DIMENSIONS: Mapping[str, Mapping[int, str]] = {
+    "x": {0: "frames", 2: "h", 3: "w"},
+    "text": {0: "prompts"},
+    "latents": {0: "frames", 2: "h", 3: "w"},
+    "control_images": {0: "frames", 2: "height", 3: "width"},
+    "input_ids": {0: "prompts"},
+}
+"""Where a pass's sizes are read from: input -> axis -> the name that profiles use. Plans do not keep these names."""
+
+
+class TensorRtGraph:
+    """One deserialized plan with one execution context."""
+
+    def __init__(self, trt: Any, engine: Any, name: str, part: Part, device: CudaDevice, cure: str) -> None:
+        self._name, self._part, self._device, self._cure = name, part, device, cure
+        self._engine = engine
+        names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+        modes = {name: engine.get_tensor_mode(name) for name in names}
+        self._inputs = [name for name in names if modes[name] == trt.TensorIOMode.INPUT]
+        self._outputs = {
+            name: np.dtype(trt.nptype(engine.get_tensor_dtype(name))) for name in names if name not in self._inputs
+        }
+        self._context = _context(trt, engine)
+        self._shapes: dict[str, tuple[int, ...]] = {}
+
+    def run(self, inputs: Mapping[str, Buffer]) -> dict[str, Buffer]:
+        context = self._context
+        self._prepare({name: tuple(inputs[name].shape) for name in self._inputs})
+        for name in self._inputs:
+            self._did(context.set_tensor_address(name, inputs[name].pointer), f"take the address of '{name}'")
+        made = {}
+        for name, dtype in self._outputs.items():
+            made[name] = self._device.empty(tuple(context.get_tensor_shape(name)), dtype)
+            self._did(context.set_tensor_address(name, made[name].pointer), f"take the address of '{name}'")
+        self._did(context.execute_async_v3(self._device.stream), "run")
+        return made
+
+    def _prepare(self, shapes: dict[str, tuple[int, ...]]) -> None:
+        """Choose the profile, set the shapes, and hand over the scratch memory that they need."""
+        context = self._context
+        if shapes != self._shapes:
+            sizes = {
+                dimension: shapes[name][axis]
+                for name, axes in DIMENSIONS.items()
+                if name in shapes
+                for axis, dimension in axes.items()
+            }
+            index = choose_profile(self._name, self._part.profiles, sizes, self._cure)
+            if index != context.active_optimization_profile:
+                self._did(context.set_optimization_profile_async(index, self._device.stream), f"take profile {index}")
+            for name, shape in shapes.items():
+                self._did(context.set_input_shape(name, shape), f"take {name} {list(shape)}")
+            self._shapes = shapes
+            self._scratch_bytes = int(context.update_device_memory_size_for_shapes())
+        context.set_device_memory(self._device.scratch(self._scratch_bytes), self._scratch_bytes)
+
+    def _did(self, done: bool, what: str) -> None:
+        if not done:
+            self._shapes = {}
+            raise EngineError("engine-run", f"TensorRT cannot {what} in graph '{self._name}'. Run: {self._cure}")
+
+
+class TensorRtEngine:
+    """Plans of a bundle's engines/ folder on one GPU.
+
+    engine: "tensorrt" or "tensorrt-rtx". Raises: EngineError "engine-missing", "engine-device", "plan-missing",
+    "plan-record", "plan-version", "plan-stale", "plan-target".
+    """
+
+    def __init__(self, folder: Path, engine: str, index: int = 0) -> None:
+        self.name = engine
+        self._cure = f"posecrafter compile {folder} --engine {engine}"
+        self._trt = load_library(engine)
+        records = find_records(folder, engine, str(self._trt.__version__))
+        self._folder, self._record = choose_target(records, device_target(index), self._cure)
+        self._device = CudaDevice(index)
+        self.device = f"cuda:{index}"
+        self._runtime = self._trt.Runtime(self._trt.Logger(self._trt.Logger.ERROR))
+        self._graphs: dict[str, TensorRtGraph] = {}
+
+    def load(self, graph: str) -> TensorRtGraph:
+        if graph not in self._graphs:
+            if graph not in self._record.graphs:
+                raise EngineError("plan-missing", f"{self._folder} has no plan for '{graph}'. Run: {self._cure}")
+            (part,) = self._record.graphs[graph]
+            free = self._device.free_bytes()
+            if part.bytes > free:
+                raise EngineError(
+                    "engine-memory",
+                    f"the plan of '{graph}' needs {part.bytes / 2**20:.0f} MiB, GPU {self._device.index} has "
+                    f"{free / 2**20:.0f} MiB free; close what else runs there, or take --engine onnxruntime",
+                )
+            data = read_part(self._folder, part, self._cure)
+            check_validity(self._trt, self._runtime, data, graph, self._cure)
+            engine = self._runtime.deserialize_cuda_engine(data)
+            if engine is None:
+                raise EngineError("engine-load", f"{self.name} cannot load the plan of '{graph}'. Run: {self._cure}")
+            self._graphs[graph] = TensorRtGraph(self._trt, engine, graph, part, self._device, self._cure)
+        return self._graphs[graph]
+
+    def upload(self, array: NDArray[Any]) -> DeviceBuffer:
+        return self._device.upload(array)
+
+    def download(self, buffer: DeviceBuffer) -> NDArray[np.float32]:
+        return self._device.download(buffer)
+
+    def close(self) -> None:
+        self._graphs.clear()
+        self._device.close()
+
+
+def find_records(bundle: Path, engine: str, version: str) -> list[tuple[Path, Built]]:
+    """The engine folders of a bundle that this version of the library can take. No plan is read.
+
+    Raises: EngineError "plan-missing"; where none fits, the first one's "plan-record", "plan-version" or "plan-stale".
+    """
+    cure = f"posecrafter compile {bundle} --engine {engine}"
+    manifest, found, refused = Manifest.read(bundle), [], []
+    for folder in built_folders(bundle, engine):
+        try:
+            record = Built.read(folder)
+            record.check(manifest, version, cure)
+            found.append((folder, record))
+        except EngineError as error:
+            refused.append(error)
+    if not found:
+        raise (
+            refused[0]
+            if refused
+            else EngineError("plan-missing", f"{bundle} holds nothing built for {engine}. Run: {cure}")
+        )
+    return found
+
+
+def choose_target(records: list[tuple[Path, Built]], here: str, cure: str) -> tuple[Path, Built]:
+    """The folder built for the GPU at hand, before one built for any. Raises: EngineError "plan-target"."""
+    for wanted in (here, "any"):
+        for folder, record in records:
+            if wanted in record.target.split("+"):
+                return folder, record
+    there = ", ".join(record.target for _, record in records)
+    raise EngineError(
+        "plan-target", f"engine '{records[0][1].engine}' was built for {there}; this machine is {here}. Run: {cure}"
+    )
+
+
+def check_validity(trt: Any, runtime: Any, data: bytes, graph: str, cure: str) -> None:
+    """What the library itself says of a plan before it is loaded; TensorRT-RTX only.
+
+    Raises: EngineError "plan-invalid".
+    """
+    if not hasattr(runtime, "get_engine_validity"):
+        return
+    validity, diagnostics = runtime.get_engine_validity(data)
+    if validity == trt.EngineValidity.INVALID:
+        bits = int(diagnostics)
+        known = trt.EngineInvalidityDiagnostics.__members__.items()
+        told = [name for name, flag in known if bits & int(flag)]
+        raise EngineError("plan-invalid", f"the plan of '{graph}' is refused: {', '.join(told) or bits}. Run: {cure}")
+
+
+def _context(trt: Any, engine: Any) -> Any:
+    """A context whose scratch memory is handed to it; TensorRT-RTX captures CUDA graphs by itself."""
+    strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+    if not hasattr(trt, "CudaGraphStrategy"):
+        return engine.create_execution_context(strategy)
+    config = engine.create_runtime_config()
+    config.set_execution_context_allocation_strategy(strategy)
+    config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+    return engine.create_execution_context(config)
