@@ -85,11 +85,12 @@ def compiled(bench: Bench) -> Iterator[dict[str, Any]]:
 def _steps(bench: Bench, variants: list[str], size: Size) -> Iterator[dict[str, Any]]:
     frames, flops = size.frames + 1, step_flops(size)
     for variant in variants:
+        rig = make_rig(variant, size, bench.device, bench.dtype)
         with _fresh(bench.device) as peak:
-            rig = make_rig(variant, size, bench.device, bench.dtype)
             call = stepper(rig, size, frames, GUIDED)
             time = measure(call, bench.device, bench.repeats, capture=False)
-            rig.network.engine.close()
+        rig.network.engine.close()
+        del rig, call  # before the next variant takes its memory
         yield {
             "variant": variant,
             "frames": frames,
@@ -111,13 +112,14 @@ def pipeline(bench: Bench) -> Iterator[dict[str, Any]]:
     frames, inversion, sampling = size.frames + 1, schedule.inversion(size.steps), schedule.sampling(size.steps)
     for variant in ("published", "stock", "kernels"):
         inverted = frames if variant == "published" else 1
+        rig = make_rig(variant, size, bench.device, bench.dtype)
         with _fresh(bench.device) as peak:
-            rig = make_rig(variant, size, bench.device, bench.dtype)
             looped(rig, size, inverted, (1.0,), inversion[:2])
             looped(rig, size, frames, GUIDED, sampling[:2])
             invert = wall(lambda n=rig, f=inverted: looped(n, size, f, (1.0,), inversion), bench.device)
             sample = wall(lambda n=rig: looped(n, size, frames, GUIDED, sampling), bench.device)
-            rig.network.engine.close()
+        rig.network.engine.close()
+        del rig
         yield {
             "variant": variant,
             "target_frames": size.frames,

@@ -109,3 +109,13 @@ def test_the_published_loop_computes_what_the_plain_network_does() -> None:
     for variant in ("published", "kernels"):
         difference = (results[variant] - results["stock"]).norm() / results["stock"].norm()
         assert 0 < difference < 1e-4
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_every_check_holds_on_this_gpu(tmp_path: Path) -> None:
+    """In a process of its own: in this one the kernels are interpreted."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "posecrafter.bench.gpu_records", "--parts", "check", "--out", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
