@@ -1,6 +1,7 @@
 # make demo    tune on a real clip and render him following other poses; look at out/demo/
 # make test    the whole test suite
 # make check   formatting, lint, types
+# make gpu-records   check and time the kernels and the GPU path on this machine's GPU: see bench/results/
 # Each sets up what it needs in .venv first.
 
 SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))
@@ -11,7 +12,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TYPED := build/typed
 
-.PHONY: demo test check format setup extractor clean
+.PHONY: demo test check format setup extractor gpu-records clean
 
 demo: $(INSTALLED) extractor
 	$(BIN)/posecrafter demo --out out/demo
@@ -25,6 +26,10 @@ check: $(INSTALLED)
 	$(BIN)/ruff check .
 	rm -rf $(TYPED) && $(BIN)/pip install --quiet --no-deps --no-build-isolation --target $(TYPED) .
 	cd $(TYPED) && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p posecrafter
+
+# Without a set-up, and on a machine that allows none: python3 bench/from_checkout.py posecrafter.bench.gpu_records
+gpu-records: $(INSTALLED)
+	$(BIN)/python -m posecrafter.bench.gpu_records --table docs/performance.md $(RECORDS)
 
 format: $(INSTALLED)
 	$(BIN)/ruff format .

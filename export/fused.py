@@ -45,7 +45,8 @@ class FusedResBlock(nn.Module):
         self.time_emb_proj = block.time_emb_proj
 
     def forward(self, x: Tensor, time: Tensor, fold: Fold) -> Tensor:
-        """x: [F or B*F, C, h, w], time: [1, E] -> same leading axis."""
+        """x: [F or B*F, C, h, w], time: [1, E], one for all as inference has it -> same leading axis."""
+        assert time.shape[0] == 1
         y = self.conv1(self.norm1(x, fold, silu=True))
         y = self.conv2(self.norm2(y, fold, silu=True, add=self.time_emb_proj(F.silu(time))[0]))
         return y + (x if self.conv_shortcut is None else self.conv_shortcut(x))

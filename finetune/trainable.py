@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from torch import nn
 
-from posecrafter.finetune.base import Scope
 from posecrafter.finetune.lora import add_lora
+
+if TYPE_CHECKING:
+    from posecrafter.finetune.base import Scope
 
 _METHOD = (".attn1.to_out.0.", ".attn_temp.", ".conv_temp.")
 _POSE_EMBEDDING = "controlnet.controlnet_cond_embedding."

@@ -23,7 +23,7 @@ TARGETS = (80, 86, 89, 90, 100, 120)
 SHARED = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448, 120: 101376}
 """Bytes of shared memory that one block may use."""
 
-MOST_STACK = 192
+MOST_STACK = 256
 """Bytes a thread may spill: heads of 160 do, where there are no warpgroup instructions. Hopper spills none."""
 
 

@@ -30,8 +30,8 @@ from posecrafter.kernels.registry import Build, Inputs, Kernel, Sizes, power_of_
 ROWS, CHANNELS = 64, 64
 """A tile: 64 channels of fp16 are one cache line, and 64 rows keep four 16-byte loads of a thread in flight."""
 
-PROGRAMS = 1056
-"""Programs that the first launch aims at: eight for each of 132 multiprocessors."""
+PROGRAMS = 660
+"""Programs that the first launch aims at: one wave, the five whose registers each of 132 multiprocessors holds."""
 
 MOST_SLICES = 256
 
@@ -233,7 +233,8 @@ def group_norm_silu(
 def _(
     x: Tensor, weight: Tensor, bias: Tensor, add: Tensor | None, groups: int, eps: float, outer: int, silu: bool
 ) -> Tensor:
-    return launch(x, weight, bias, add, groups, eps, outer, silu)
+    with torch.cuda.device_of(x):
+        return launch(x, weight, bias, add, groups, eps, outer, silu)
 
 
 @group_norm_silu.register_fake

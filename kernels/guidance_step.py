@@ -110,7 +110,8 @@ def guidance_step(x: Tensor, each: Tensor, weight: Tensor, a: Tensor, b: Tensor)
 
 @guidance_step.register_kernel("cuda")
 def _(x: Tensor, each: Tensor, weight: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    return launch(x, each, weight, a, b)
+    with torch.cuda.device_of(x):
+        return launch(x, each, weight, a, b)
 
 
 @guidance_step.register_fake

@@ -183,7 +183,8 @@ def _op(q: Tensor, k: Tensor, v: Tensor, heads: int, out: Tensor) -> None:
 
 @_op.register_kernel("cuda")
 def _(q: Tensor, k: Tensor, v: Tensor, heads: int, out: Tensor) -> None:
-    launch(q, k, v, heads, out)
+    with torch.cuda.device_of(q):
+        launch(q, k, v, heads, out)
 
 
 @_op.register_fake

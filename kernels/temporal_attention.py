@@ -189,7 +189,8 @@ def _op(q: Tensor, k: Tensor, v: Tensor, heads: int, frames: int, out: Tensor) -
 
 @_op.register_kernel("cuda")
 def _(q: Tensor, k: Tensor, v: Tensor, heads: int, frames: int, out: Tensor) -> None:
-    launch(q, k, v, heads, frames, out)
+    with torch.cuda.device_of(q):
+        launch(q, k, v, heads, frames, out)
 
 
 @_op.register_fake

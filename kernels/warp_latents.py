@@ -180,7 +180,8 @@ def warp_latents(noise: Tensor, source: Tensor, origins: Tensor, boxes: Tensor, 
 
 @warp_latents.register_kernel("cuda")
 def _(noise: Tensor, source: Tensor, origins: Tensor, boxes: Tensor, mode: int) -> Tensor:
-    return launch(noise, source, origins, boxes, mode)
+    with torch.cuda.device_of(noise):
+        return launch(noise, source, origins, boxes, mode)
 
 
 @warp_latents.register_fake

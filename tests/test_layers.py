@@ -30,7 +30,9 @@ THIRD_PARTY = {
         "torch", "onnx", "onnxscript", "onnx_ir", "polygraphy", "numpy", "safetensors", "diffusers", "transformers",
         "tokenizers", "openvino",
     },
-    "posecrafter.bench": {"numpy", "cv2", "skimage", "matplotlib", "torch", "openvino", "onnxruntime"},
+    "posecrafter.bench": {
+        "numpy", "cv2", "skimage", "matplotlib", "torch", "openvino", "onnxruntime", "triton", "diffusers", "xformers",
+    },
 }  # fmt: skip
 ENGINE_FILES = {"onnxruntime.py": {"onnxruntime"}, "openvino.py": {"openvino"}, "torch.py": {"torch"}}
 NEVER_IN_RUNTIME = ("torch", "triton", "diffusers", "transformers", "onnx")

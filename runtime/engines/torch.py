@@ -32,7 +32,7 @@ class TorchGraph:
 
     def run(self, inputs: Mapping[str, Buffer]) -> dict[str, Buffer]:
         try:
-            with torch.inference_mode():
+            with torch.inference_mode(), torch.cuda.device_of(next(iter(inputs.values()))):
                 out = self._module(*(inputs[name] for name in self._inputs))
         except torch.cuda.OutOfMemoryError as error:
             raise EngineError(
@@ -55,12 +55,13 @@ class Recording:
         self._captured: torch.cuda.CUDAGraph | None = None
         device = inputs["x"].device
         if device.type == "cuda":
-            self._outputs = self._capture(device, pool)
+            with torch.cuda.device(device):
+                self._outputs = self._capture(device, pool)
         else:
             self._outputs = {name: y.clone() for name, y in graph.run(self._inputs).items()}
 
     def run(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        with torch.inference_mode():
+        with torch.inference_mode(), torch.cuda.device_of(inputs["x"]):
             for name, buffer in self._inputs.items():
                 buffer.copy_(inputs[name], non_blocking=True)
             if self._captured is not None:
@@ -153,10 +154,11 @@ class TorchEngine:
         if not self._cuda:
             copied = np.array(self.download(buffer))
             return lambda: copied
-        host = torch.empty(buffer.shape, dtype=buffer.dtype, pin_memory=True)
-        host.copy_(buffer, non_blocking=True)
-        arrived = torch.cuda.Event()
-        arrived.record()
+        with torch.cuda.device_of(buffer):
+            host = torch.empty(buffer.shape, dtype=buffer.dtype, pin_memory=True)
+            host.copy_(buffer, non_blocking=True)
+            arrived = torch.cuda.Event()
+            arrived.record()
 
         def wait() -> NDArray[np.float32]:
             arrived.synchronize()

@@ -1,0 +1,235 @@
+"""Each kernel against its truth, then against its best stock rival."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from posecrafter.bench.gpu_timing import measure
+from posecrafter.finetune.layers import pooled_norm
+from posecrafter.kernels import KERNELS, key_frame_attention
+from posecrafter.kernels.registry import Inputs, Kernel, Sizes
+from posecrafter.kernels.tolerances import TOLERANCES
+
+Calls = Mapping[str, Callable[[], object]]
+
+ODD: Mapping[str, tuple[Sizes, ...]] = {
+    "key_frame_attention": tuple(
+        {"prompts": 2, "frames": frames, "tokens": tokens, "keys": keys, "heads": 2, "head": head}
+        for frames, tokens, keys, head in ((1, 81, 81, 40), (3, 216, 216, 80), (17, 81, 77, 160), (3, 9, 1, 64))
+    ),
+    "temporal_attention": tuple(
+        {"prompts": 2, "frames": frames, "tokens": tokens, "heads": 8, "head": head}
+        for frames, tokens, head in ((1, 81, 40), (3, 216, 80), (17, 81, 160), (33, 9, 40), (101, 9, 80), (128, 9, 160))
+    ),
+    "group_norm_silu": tuple(
+        {"prompts": 2, "frames": frames, "channels": c, "high": high, "wide": 24, "groups": 32, "add": add}
+        for frames, c, high, add in ((1, 320, 9, 1), (3, 640, 24, 0), (17, 960, 9, 1))
+    ),
+    "guidance_step": tuple(
+        {"prompts": prompts, "frames": frames, "channels": 4, "high": 9, "wide": wide}
+        for prompts, frames, wide in ((1, 1, 9), (2, 3, 24), (3, 17, 9))
+    ),
+    "warp_latents": tuple(
+        {"frames": frames, "channels": 4, "high": 9, "wide": 24, "bilinear": bilinear}
+        for frames in (1, 3, 17)
+        for bilinear in (0, 1)
+    ),
+}
+
+
+def check_kernels(device: torch.device, dry: bool) -> Iterator[dict[str, Any]]:
+    """One result a case: its errors, their bounds and whether it holds. At odd sizes against the float64 truth, at the
+    benchmark's sizes against the twin in fp32 (the truth would take minutes)."""
+    for kernel in KERNELS.values():
+        for dtype in kernel.dtypes:
+            for sizes in ODD[kernel.name]:
+                inputs = kernel.inputs(sizes, dtype, _seeded(device))
+                yield _compare(kernel, sizes, dtype, kernel.op(**inputs), _truth(kernel, inputs))
+        for sizes in () if dry else kernel.sizes.values():
+            inputs = kernel.inputs(sizes, kernel.dtypes[0], _seeded(device))
+            wide = {name: x.float() if _is_half(x) else x for name, x in inputs.items()}
+            expected = [y.double().cpu().numpy() for y in _tuple(kernel.twin(**wide))]
+            yield _compare(kernel, sizes, kernel.dtypes[0], kernel.op(**inputs), expected)
+
+
+def time_kernels(device: torch.device, dry: bool, top: Mapping[str, float]) -> Iterator[dict[str, Any]]:
+    """One record a kernel and size: ours and every rival in one run, and what share of the ceilings ours reaches."""
+    for kernel in KERNELS.values():
+        for case, sizes in [("odd", ODD[kernel.name][0])] if dry else kernel.sizes.items():
+            dtype = kernel.dtypes[0]
+            inputs = kernel.inputs(sizes, dtype, _seeded(device))
+            ours = measure(lambda kernel=kernel, inputs=inputs: kernel.op(**inputs), device, 3 if dry else 25)
+            rivals, failed = {}, {}
+            for name, call in rivals_of(kernel.name, inputs).items():
+                try:
+                    rivals[name] = dataclasses.asdict(measure(call, device, 3 if dry else 25))
+                except RuntimeError as error:  # a backend that does not take this shape
+                    failed[name] = str(error).strip().splitlines()[0]
+            best = min(rivals, key=lambda name: rivals[name]["p50"])
+            seconds = ours.p50 / 1e3
+            yield {
+                "kernel": kernel.name,
+                "case": case,
+                "sizes": dict(sizes),
+                "dtype": str(dtype).removeprefix("torch."),
+                "ours_ms": dataclasses.asdict(ours),
+                "rivals_ms": rivals,
+                "rivals_that_refused": failed,
+                "best_rival": best,
+                "ratio": _short(rivals[best]["p50"] / ours.p50),
+                "bytes_per_second": _short(kernel.traffic(sizes, dtype) / seconds),
+                "share_of_bandwidth": _short(kernel.traffic(sizes, dtype) / seconds / top["bytes_per_second"]),
+                "flops_per_second": _short(kernel.flops(sizes) / seconds),
+                "share_of_products": _short(kernel.flops(sizes) / seconds / top["flops_per_second"]),
+            }
+
+
+def sweep_tiles(device: torch.device, dry: bool) -> Iterator[dict[str, Any]]:
+    """key_frame_attention in other tiles than `tile` chooses: what to put there for this device."""
+    kernel, chosen = KERNELS["key_frame_attention"], key_frame_attention.tile
+    tiles = [(128, 64, 4, 3), (128, 64, 8, 3), (128, 128, 8, 2), (64, 64, 4, 3), (128, 32, 4, 4), (64, 128, 4, 2)]
+    for case, sizes in [("odd", ODD[kernel.name][0])] if dry else kernel.sizes.items():
+        inputs = kernel.inputs(sizes, torch.float16, _seeded(device))
+        for m, n, warps, stages in tiles[:1] if dry else tiles:
+            block = {"M": m, "N": n, "warps": warps, "stages": stages}
+            key_frame_attention.tile = lambda d, target, block=block: block
+            try:
+                time = measure(lambda inputs=inputs: kernel.op(**inputs), device, 3 if dry else 15)
+                result: dict[str, Any] = dataclasses.asdict(time)
+            except Exception as error:  # too much shared memory: Triton raises classes of its own
+                result = {"refused": str(error).splitlines()[0]}
+            finally:
+                key_frame_attention.tile = chosen
+            usual = block == chosen(sizes["head"], 90)
+            yield {"kernel": kernel.name, "case": case, "tile": block, "usual": usual, "ms": result}
+
+
+def rivals_of(name: str, inputs: Inputs) -> Calls:
+    """What stock operators offer for the same result."""
+    if name == "key_frame_attention":
+        return _key_frame_rivals(**inputs)
+    if name == "temporal_attention":
+        return _temporal_rivals(**inputs)
+    if name == "group_norm_silu":
+        return _norm_rivals(**inputs)
+    return {"stock operators": lambda: KERNELS[name].twin(**inputs)}
+
+
+def _backends(q: Tensor, k: Tensor, v: Tensor, words: str) -> dict[str, Callable[[], object]]:
+    """scaled_dot_product_attention on each backend, and xformers. q, k, v: [batch, heads, n, d]."""
+
+    def on(backend: SDPBackend) -> Callable[[], object]:
+        def call() -> Tensor:
+            with sdpa_kernel(backend):
+                return F.scaled_dot_product_attention(q, k, v)
+
+        return call
+
+    names = ("FLASH_ATTENTION", "EFFICIENT_ATTENTION", "CUDNN_ATTENTION", "MATH")
+    if q.numel() // q.shape[-1] * k.shape[2] > 2**30:
+        names = names[:3]  # MATH writes every score
+    calls = {f"{words}, SDPA {name.lower()}": on(getattr(SDPBackend, name)) for name in names}
+    if find_spec("xformers") is not None:
+        from xformers.ops import memory_efficient_attention
+
+        by_token = [x.transpose(1, 2).contiguous() for x in (q, k, v)]
+        calls[f"{words}, xformers"] = lambda: memory_efficient_attention(*by_token)
+    return calls
+
+
+def _key_frame_rivals(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Calls:
+    """On K and V copied to every frame as the published loop has them (the copying not counted), and on one long row of
+    queries, which needs no copy."""
+    prompts, keys, width = k.shape
+    frames = q.shape[0] // prompts
+
+    def apart(x: Tensor) -> Tensor:
+        return x.unflatten(-1, (heads, width // heads)).transpose(1, 2)
+
+    copied = [apart(x[:, None].expand(prompts, frames, keys, width).flatten(0, 1)).contiguous() for x in (k, v)]
+    expanded = _backends(apart(q).contiguous(), *copied, "K and V of every frame")
+    return {**expanded, "one row of queries, SDPA as it chooses": lambda: key_frame_attention.twin(q, k, v, heads)}
+
+
+def _temporal_rivals(q: Tensor, k: Tensor, v: Tensor, heads: int, frames: int) -> Calls:
+    """With the transposes, as any use of it has them; and on copies made beforehand, for the bare attention."""
+    twin = KERNELS["temporal_attention"].twin
+
+    def apart(x: Tensor) -> Tensor:
+        y = x.reshape(-1, frames, x.shape[1], heads, x.shape[2] // heads)
+        return y.permute(0, 2, 3, 1, 4).flatten(0, 1).contiguous()
+
+    bare = _backends(apart(q), apart(k), apart(v), "transposed beforehand")
+    return {"transposes and SDPA as it chooses": lambda: twin(q, k, v, heads, frames), **bare}
+
+
+def _norm_rivals(
+    x: Tensor, weight: Tensor, bias: Tensor, add: Tensor | None, groups: int, eps: float, outer: int, silu: bool
+) -> Calls:
+    """torch's GroupNorm on a copy laid out for it beforehand, on what the network has, and the plain network's norm."""
+    channels = x.shape[1]
+    ready = x.unflatten(0, (outer, -1)).transpose(1, 2).contiguous()
+
+    def torch_norm(y: Tensor) -> Tensor:
+        y = y if add is None else y + add[:, None, None, None]
+        return F.silu(F.group_norm(y, groups, weight, bias, eps))
+
+    def network_norm() -> Tensor:
+        y = x if add is None else x + add[:, None, None]
+        return F.silu(pooled_norm(y, weight, bias, groups, eps, outer))
+
+    assert channels == ready.shape[1]
+    return {
+        "laid out beforehand, torch GroupNorm and SiLU": lambda: torch_norm(ready),
+        "copied, torch GroupNorm and SiLU": lambda: torch_norm(x.unflatten(0, (outer, -1)).transpose(1, 2)),
+        "the plain network's norm and SiLU": network_norm,
+    }
+
+
+def _seeded(device: torch.device) -> torch.Generator:
+    return torch.Generator(device).manual_seed(0)
+
+
+def _is_half(x: object) -> bool:
+    return isinstance(x, Tensor) and x.dtype in (torch.float16, torch.bfloat16)
+
+
+def _tuple(value: Any) -> tuple[Any, ...]:
+    return value if isinstance(value, tuple) else (value,)
+
+
+def _truth(kernel: Kernel, inputs: Inputs) -> list[np.ndarray]:
+    wide = {name: x.double().cpu().numpy() if isinstance(x, Tensor) else x for name, x in inputs.items()}
+    return list(_tuple(kernel.truth(**wide)))
+
+
+def _compare(
+    kernel: Kernel, sizes: Sizes, dtype: torch.dtype, found: Any, expected: list[np.ndarray]
+) -> dict[str, Any]:
+    outputs = [y.double().cpu().numpy() for y in _tuple(found)]
+    bound = TOLERANCES[_tuple(found)[0].dtype]
+    pairs = list(zip(outputs, expected, strict=True))
+    relative = max(float(np.linalg.norm(y - t) / np.linalg.norm(t)) for y, t in pairs)
+    largest = max(float(np.abs(y - t).max() / np.sqrt(np.square(t).mean())) for y, t in pairs)
+    return {
+        "kernel": kernel.name,
+        "sizes": dict(sizes),
+        "dtype": str(dtype).removeprefix("torch."),
+        "relative": _short(relative),
+        "largest": _short(largest),
+        "bounds": [bound.relative, bound.largest],
+        "holds": bool(relative <= bound.relative and largest <= bound.largest),
+    }
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.4g}")

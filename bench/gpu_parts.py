@@ -1,0 +1,235 @@
+"""The parts of the GPU's records that run whole networks."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from posecrafter.bench.gpu_network import (
+    SD15,
+    TINY,
+    VARIANTS,
+    Size,
+    evaluated,
+    looped,
+    make_rig,
+    random_step,
+    stepper,
+)
+from posecrafter.bench.gpu_timing import measure, wall
+from posecrafter.finetune.network import VideoControlNet, VideoDenoiser, VideoUNet
+from posecrafter.finetune.trainable import choose_trained
+from posecrafter.schedule import Schedule
+
+GUIDED = (1.0 - 12.0, 12.0)
+PEAK = 989e12
+"""Dense fp16 products a second that an H200's data sheet states: what the goals are shares of."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """ceilings: what this device was measured to do (gpu_timing)."""
+
+    device: torch.device
+    dry: bool
+    ceilings: Mapping[str, float]
+
+    @property
+    def size(self) -> Size:
+        return TINY if self.dry else SD15
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.float32 if self.dry else torch.float16
+
+    @property
+    def repeats(self) -> int:
+        return 1 if self.dry else 10
+
+
+def check_networks(device: torch.device, dry: bool) -> Iterator[dict[str, Any]]:
+    """Every variant's eps against the plain network's in fp32, at a small size. Bounds: as the export's tolerances."""
+    small = dataclasses.replace(TINY if dry else SD15, side=8 if dry else 16, frames=2)
+    guided, plain = (-1.0, 2.0), make_rig("stock", small, device, torch.float32)
+    expected = evaluated(plain, small, 3, guided)
+    plain.network.engine.close()
+    dtype = torch.float32 if dry else torch.float16
+    for variant in ("published", "stock", "kernels"):
+        rig = make_rig(variant, small, device, dtype)
+        found = evaluated(rig, small, 3, guided)
+        relative = float((found - expected).norm() / expected.norm())
+        bound = 1e-4 if dry else 2e-2
+        yield {"network": variant, "relative": relative, "bound": bound, "holds": relative <= bound}
+        rig.network.engine.close()
+
+
+def steps(bench: Bench) -> Iterator[dict[str, Any]]:
+    """One guided step of all frames and the reference: the published loop, stock operators, ours."""
+    yield from _steps(bench, [variant for variant in VARIANTS if "compiled" not in variant], bench.size)
+
+
+def compiled(bench: Bench) -> Iterator[dict[str, Any]]:
+    """The published loop under torch.compile, channels-last: the rival that takes minutes to prepare."""
+    if bench.dry:  # no compiler on a CPU machine need be there
+        return
+    yield from _steps(bench, ["published, compiled"], bench.size)
+
+
+def _steps(bench: Bench, variants: list[str], size: Size) -> Iterator[dict[str, Any]]:
+    frames, flops = size.frames + 1, step_flops(size)
+    for variant in variants:
+        rig = make_rig(variant, size, bench.device, bench.dtype)
+        with _fresh(bench.device) as peak:
+            call = stepper(rig, size, frames, GUIDED)
+            time = measure(call, bench.device, bench.repeats, capture=False)
+        rig.network.engine.close()
+        del rig, call  # before the next variant takes its memory
+        yield {
+            "variant": variant,
+            "frames": frames,
+            "prompts": 2,
+            "ms": dataclasses.asdict(time),
+            "flops_after_savings": flops,
+            "flops_per_second": flops / (time.p50 / 1e3),
+            "share_of_989e12": flops / (time.p50 / 1e3) / PEAK,
+            "peak_bytes": peak(),
+        }
+
+
+def pipeline(bench: Bench) -> Iterator[dict[str, Any]]:
+    """Inversion, sampling and decoding of one request, after one of the same shape has warmed everything up.
+
+    The published loop inverts every frame; ours, in reference mode, one. Latent editing is left out of all of them.
+    """
+    size, schedule = bench.size, Schedule()
+    frames, inversion, sampling = size.frames + 1, schedule.inversion(size.steps), schedule.sampling(size.steps)
+    for variant in ("published", "stock", "kernels"):
+        inverted = frames if variant == "published" else 1
+        rig = make_rig(variant, size, bench.device, bench.dtype)
+        with _fresh(bench.device) as peak:
+            looped(rig, size, inverted, (1.0,), inversion[:2])
+            looped(rig, size, frames, GUIDED, sampling[:2])
+            invert = wall(lambda n=rig, f=inverted: looped(n, size, f, (1.0,), inversion), bench.device)
+            sample = wall(lambda n=rig: looped(n, size, frames, GUIDED, sampling), bench.device)
+        rig.network.engine.close()
+        del rig
+        yield {
+            "variant": variant,
+            "target_frames": size.frames,
+            "steps": size.steps,
+            "inverted_frames": inverted,
+            "invert_seconds": invert,
+            "sample_seconds": sample,
+            "peak_bytes": peak(),
+        }
+    if not bench.dry:
+        yield {"variant": "decoder", "target_frames": size.frames, **_decoding(bench, size)}
+
+
+def frames(bench: Bench) -> Iterator[dict[str, Any]]:
+    """Passes of 9, 17, 33 and 101 frames: time and memory of a guided step."""
+    for count in (2,) if bench.dry else (9, 17, 33, 101):
+        size = dataclasses.replace(bench.size, frames=count - 1)
+        for variant in ("stock", "kernels"):
+            try:
+                yield from _steps(bench, [variant], size)
+            except (RuntimeError, torch.cuda.OutOfMemoryError) as error:
+                yield {"variant": variant, "frames": count, "failed": str(error).splitlines()[0]}
+
+
+def tuning(bench: Bench) -> Iterator[dict[str, Any]]:
+    """Fine-tuning steps a second: the method's weights, 8 frames, gradient checkpointing, AdamW."""
+    size, count = bench.size, 2 if bench.dry else 8
+    with _fresh(bench.device) as peak:
+        denoiser = random_step(size, bench.device).denoiser
+        trained = choose_trained(denoiser, "method")
+        denoiser.unet.gradient_checkpointing = denoiser.controlnet.gradient_checkpointing = True
+        optimizer = torch.optim.AdamW(list(trained.values()), lr=3e-5, weight_decay=1e-2)
+        call = _tuning_step(denoiser, optimizer, size, count, bench.device)
+        call()
+        seconds = [wall(call, bench.device) for _ in range(1 if bench.dry else 8)]
+    yield {
+        "frames": count,
+        "trained_parameters": sum(weight.numel() for weight in trained.values()),
+        "seconds_a_step": sorted(seconds)[len(seconds) // 2],
+        "peak_bytes": peak(),
+    }
+
+
+def _tuning_step(
+    denoiser: VideoDenoiser, optimizer: torch.optim.Optimizer, size: Size, count: int, device: torch.device
+) -> Any:
+    x, target = (torch.randn(count, 4, size.side, size.side, device=device) for _ in range(2))
+    text = torch.randn(1, size.tokens, size.text_width, device=device)
+    features = torch.randn(count, size.widths[0], size.side, size.side, device=device)
+
+    def call() -> None:
+        with torch.autocast(device.type, torch.bfloat16):
+            eps = denoiser(x, torch.tensor([500], device=device), text, features)[0]
+        torch.nn.functional.mse_loss(eps.float(), target).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return call
+
+
+def step_flops(size: Size) -> float:
+    """Products of a guided step of the plain network, which has the exact savings, counted without running it."""
+    with torch.device("meta"):
+        unet, controlnet = VideoUNet.from_config(size.config), VideoControlNet.from_config(size.config)
+        network = VideoDenoiser(unet, controlnet).eval()
+        arguments = (
+            torch.empty(size.frames + 1, 4, size.side, size.side),
+            torch.empty(1),
+            torch.empty(2, size.tokens, size.text_width),
+            torch.empty(size.frames + 1, size.widths[0], size.side, size.side),
+        )
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            network(*arguments)
+    return float(counter.get_total_flops())
+
+
+def _decoding(bench: Bench, size: Size) -> dict[str, Any]:
+    """The VAE decoder of SD 1.5, random, two frames a time."""
+    if find_spec("diffusers") is None:
+        return {"left_out": "diffusers is not installed"}
+    from diffusers import AutoencoderKL
+
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(128, 256, 512, 512), layers_per_block=2, latent_channels=4,
+    )  # fmt: skip
+    vae = vae.to(bench.device, bench.dtype).to(memory_format=torch.channels_last).eval()
+    z = torch.randn(size.frames, 4, size.side, size.side, device=bench.device, dtype=bench.dtype)
+
+    def decode() -> None:
+        with torch.inference_mode():
+            for part in z.split(2):
+                vae.decode(part)
+
+    decode()
+    return {"decode_seconds": wall(decode, bench.device)}
+
+
+class _fresh:
+    """Memory counted from here on; `peak` says how much was reserved at most, 0 on a CPU."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._cuda = device.type == "cuda"
+
+    def __enter__(self) -> Any:
+        gc.collect()
+        if self._cuda:
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+        return lambda: torch.cuda.max_memory_reserved() if self._cuda else 0
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing to undo."""

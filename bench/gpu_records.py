@@ -1,0 +1,124 @@
+"""Records of a GPU: `make gpu-records`, or from a bare checkout
+
+    python bench/from_checkout.py posecrafter.bench.gpu_records [--parts check,kernels] [--minutes 8] [--dry]
+
+Needs Python 3.11 or later, torch, triton, numpy and safetensors; diffusers for decoding. First every kernel is checked
+against its truth, and the networks against each other; where one of these fails nothing is timed. Then each part adds
+JSON lines to bench/results/gpu.jsonl, until the minutes are over; the parts left out are named, to be run on their own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+
+from posecrafter.bench.gpu_kernels import check_kernels, sweep_tiles, time_kernels
+from posecrafter.bench.gpu_parts import Bench, check_networks, compiled, frames, pipeline, steps, tuning
+from posecrafter.bench.gpu_table import write_table
+from posecrafter.bench.gpu_timing import ceilings
+
+PARTS: dict[str, Callable[[Bench], Iterator[dict[str, Any]]]] = {
+    "kernels": lambda bench: time_kernels(bench.device, bench.dry, bench.ceilings),
+    "steps": steps,
+    "pipeline": pipeline,
+    "frames": frames,
+    "tuning": tuning,
+    "compiled": compiled,
+    "sweep": lambda bench: sweep_tiles(bench.device, bench.dry),
+}
+"""In order of value. `check` comes before all of them, asked for or not."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    unknown = sorted(set(options.parts) - {"check", *PARTS})
+    if unknown:
+        print(f"error[parts]: there is no part {unknown[0]!r}; choose check, {', '.join(PARTS)}", file=sys.stderr)
+        return 2
+    if not options.dry and not torch.cuda.is_available():
+        print("error[device-missing]: this PyTorch sees no CUDA device; --dry runs on a CPU", file=sys.stderr)
+        return 2
+    if options.dry:
+        torch.set_num_threads(1)
+    started, device = time.monotonic(), torch.device("cpu" if options.dry else "cuda")
+    failures = [
+        *(result for result in check_kernels(device, options.dry) if not result["holds"]),
+        *(result for result in check_networks(device, options.dry) if not result["holds"]),
+    ]
+    if failures:
+        for failure in failures:
+            print(f"red: {json.dumps(failure)}", file=sys.stderr)
+        print(f"error[gpu-red]: {len(failures)} checks failed; nothing was timed", file=sys.stderr)
+        return 1
+    print("every check holds", file=sys.stderr)
+    options.out.mkdir(parents=True, exist_ok=True)
+    bench = Bench(device, options.dry, ceilings(device, options.dry))
+    write = _writer(options.out / "gpu.jsonl", bench)
+    write("ceilings", bench.ceilings)
+    late = []
+    for part in (name for name in PARTS if name in options.parts):
+        if time.monotonic() - started > 60 * options.minutes:
+            late.append(part)
+            continue
+        began = time.monotonic()
+        for record in PARTS[part](bench):
+            write(part, record)
+        print(f"{part}: {time.monotonic() - began:.0f} s", file=sys.stderr)
+    if late:
+        print(f"out of time; run again with --parts {','.join(late)}", file=sys.stderr)
+    if options.table is not None:
+        write_table(options.out / "gpu.jsonl", options.table)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="gpu_records", description=(__doc__ or "").splitlines()[0])
+    names = f"comma separated: check, {', '.join(PARTS)}; default all but sweep"
+    usual = [name for name in PARTS if name != "sweep"]
+    parser.add_argument("--parts", type=lambda text: text.split(","), default=usual, help=names)
+    parser.add_argument("--minutes", type=float, default=8.0, help="no part begins after this time")
+    parser.add_argument("--out", type=Path, default=Path("bench/results"), help="folder of gpu.jsonl")
+    parser.add_argument("--table", type=Path, help="a Markdown file whose GPU table is written anew from the records")
+    parser.add_argument("--dry", action="store_true", help="on a CPU, at tiny sizes: proves the script, not the speed")
+    return parser
+
+
+def _writer(path: Path, bench: Bench) -> Callable[[str, dict[str, Any]], None]:
+    """Appends one line a record, with where and when it was made."""
+    cuda = bench.device.type == "cuda"
+    about = {
+        "device": torch.cuda.get_device_name(bench.device) if cuda else f"{platform.machine()} CPU",
+        "dry": bench.dry,
+        "versions": {"torch": torch.__version__, "triton": triton.__version__, "cuda": torch.version.cuda},
+        "commit": _commit(),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+    def write(part: str, record: dict[str, Any]) -> None:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"part": part, **record, **about}) + "\n")
+
+    return write
+
+
+def _commit() -> str:
+    command = ["git", "-C", str(Path(__file__).resolve().parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,121 @@
+"""The GPU records: the script runs from a bare checkout, checks before it times, and tables what it recorded."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from posecrafter.bench import gpu_records
+from posecrafter.bench.gpu_network import TINY, evaluated, make_rig
+from posecrafter.bench.gpu_table import BEGIN, END, tables, write_table
+
+ROOT = Path(__file__).parent.parent.parent
+ABSENT = ("cv2", "av", "diffusers", "transformers", "accelerate", "onnx", "onnxscript", "onnxruntime", "tokenizers")
+ABSENT += ("skimage", "typer", "rich", "xformers", "matplotlib", "openvino")
+
+
+@pytest.fixture(scope="module")
+def dry(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dry run from a checkout, without the installed package and whatever a GPU machine does not have."""
+    folder = tmp_path_factory.mktemp("records")
+    program = f"""
+import sys
+sys.meta_path = [finder for finder in sys.meta_path if "editable" not in type(finder).__module__ + str(finder)]
+sys.modules.update(dict.fromkeys({ABSENT!r}))
+sys.argv = ["from_checkout.py", "posecrafter.bench.gpu_records", "--dry", "--out", {str(folder)!r},
+            "--table", {str(folder / "table.md")!r}, "--parts", {",".join([*gpu_records.PARTS, "check"])!r}]
+import runpy
+runpy.run_path({str(ROOT / "bench/from_checkout.py")!r}, run_name="__main__")
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, env=environment, cwd=folder
+    )
+    assert done.returncode == 0, done.stderr
+    assert "every check holds" in done.stderr
+    return folder
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "gpu.jsonl").read_text().splitlines()]
+
+
+def test_a_dry_run_from_a_checkout_records_every_part_with_where_and_when(dry: Path) -> None:
+    found = records(dry)
+    assert {record["part"] for record in found} == {"ceilings", *gpu_records.PARTS} - {"compiled"}
+    for record in found:
+        assert record["dry"] is True
+        assert {"device", "versions", "commit", "date"} <= set(record)
+    kernels = [record for record in found if record["part"] == "kernels"]
+    assert len(kernels) == 5
+    assert all(record["best_rival"] in record["rivals_ms"] for record in kernels)
+    variants = [record["variant"] for record in found if record["part"] == "pipeline"]
+    assert variants == ["published", "stock", "kernels"]
+
+
+def test_the_table_says_that_a_dry_run_measures_nothing(dry: Path) -> None:
+    text = (dry / "table.md").read_text()
+    assert "these figures say nothing" in text
+    assert text.count("| kernels |") == 3  # a step, a pass of the frames' part, the pipeline
+
+
+def test_the_table_replaces_itself_and_leaves_the_rest_of_a_document(dry: Path, tmp_path: Path) -> None:
+    document = tmp_path / "performance.md"
+    document.write_text("# Mine\n\nbefore\n", encoding="utf-8")
+    for _ in range(2):
+        write_table(dry / "gpu.jsonl", document)
+    text = document.read_text()
+    assert text.startswith("# Mine\n\nbefore\n")
+    assert text.count(BEGIN) == text.count(END) == 1
+    assert tables(records(dry)) in text
+
+
+def test_nothing_is_timed_on_red(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def red(*_: object) -> Iterator[dict[str, Any]]:
+        yield {"kernel": "temporal_attention", "holds": False}
+
+    monkeypatch.setattr(gpu_records, "check_kernels", red)
+    monkeypatch.setattr(gpu_records, "check_networks", lambda *_: iter(()))
+    assert gpu_records.main(["--dry", "--out", str(tmp_path / "out")]) == 1
+    assert "error[gpu-red]: 1 checks failed; nothing was timed" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unknown_part_or_a_missing_gpu_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert gpu_records.main(["--dry", "--parts", "everything"]) == 2
+    assert "error[parts]: there is no part 'everything'" in capsys.readouterr().err
+    if not torch.cuda.is_available():
+        assert gpu_records.main(["--out", str(tmp_path)]) == 2
+        assert "error[device-missing]" in capsys.readouterr().err
+
+
+def test_the_published_loop_computes_what_the_plain_network_does() -> None:
+    """It is the rival of every end-to-end figure, so it must be the same function, and differ in how."""
+    device, results = torch.device("cpu"), {}
+    for variant in ("published", "stock", "kernels"):
+        rig = make_rig(variant, TINY, device, torch.float32)
+        results[variant] = evaluated(rig, TINY, 3, (-1.0, 2.0))
+    assert results["stock"].std() > 0.1
+    for variant in ("published", "kernels"):
+        difference = (results[variant] - results["stock"]).norm() / results["stock"].norm()
+        assert 0 < difference < 1e-4
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_every_check_holds_on_this_gpu(tmp_path: Path) -> None:
+    """In a process of its own: in this one the kernels are interpreted."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "posecrafter.bench.gpu_records", "--parts", "check", "--out", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
