@@ -33,8 +33,8 @@ class Bundle:
     folder: Path | None = None
 
     @classmethod
-    def open(cls, folder: Path | str) -> Bundle:
-        """Read and verify a bundle folder.
+    def open(cls, folder: Path | str, graphs: bool = True) -> Bundle:
+        """Read and verify a bundle folder. graphs: hash these too; a plan, which opens none, need not wait for it.
 
         Raises: BundleError "bundle-missing", "bundle-manifest", "bundle-format", "bundle-path", "bundle-file-missing",
         "bundle-hash", "bundle-person".
@@ -44,7 +44,7 @@ class Bundle:
         for name in ("person/poses.json", "person/latents.safetensors", "person/text.safetensors"):
             if name not in manifest.files:
                 raise BundleError("bundle-file-missing", f"{root}: the manifest does not list {name}; export it again")
-        manifest.verify(root)
+        manifest.verify(root, "" if graphs else "person/")
         latents = _tensors(root / "person/latents.safetensors", "latents")["latents"]
         text = _tensors(root / "person/text.safetensors", "prompt", "empty")
         bundle = cls(manifest, read_poses(root / "person/poses.json"), latents, text["prompt"], text["empty"], root)

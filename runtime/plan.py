@@ -28,7 +28,7 @@ _POINTS: dict[Region, slice] = {"face": FACE, "left_hand": LEFT_HAND, "right_han
 # peaks of rendering with ONNX Runtime on a CPU, pocket base at 128x128, 3 to 33 frames, one and two prompts (40 to
 # 281 MiB), which it meets within a quarter. Other engines and sizes were not measured.
 _LIVE_FRAME, _LIVE_PROMPT, _ENGINE = 28, 46, 38 * 2**20
-_FAR = 0.08
+FAR = 0.08
 
 
 @dataclass(frozen=True)
@@ -228,10 +228,10 @@ def _warnings(
     if len(absent):
         lines.append(f"{len(absent)} target frames show nobody ({_ranges(absent)}); fill or cut them")
     nearest = np.nanmin(np.where(np.isfinite(table), table, np.inf), axis=0)
-    far = np.flatnonzero(np.isfinite(nearest) & (nearest > _FAR))
+    far = np.flatnonzero(np.isfinite(nearest) & (nearest > FAR))
     if len(far):
         lines.append(
-            f"{len(far)} target frames are further than {_FAR:.0%} of the image from every training pose "
+            f"{len(far)} target frames are further than {FAR:.0%} of the image from every training pose "
             f"({_ranges(far)}); expect artefacts there, or train on a clip that shows such poses"
         )
     if len(windows) > 1:

@@ -11,8 +11,9 @@ from posecrafter.cli.compile import compile_command
 from posecrafter.cli.demo import demo_command
 from posecrafter.cli.export import export_command
 from posecrafter.cli.finetune import finetune_command
-from posecrafter.cli.generate import generate_command, plan_command
+from posecrafter.cli.generate import generate_command
 from posecrafter.cli.inspect import inspect_command
+from posecrafter.cli.plan import plan_command
 from posecrafter.cli.poses import app as poses_app
 from posecrafter.errors import PoseCrafterError
 
@@ -23,7 +24,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.add_typer(poses_app, name="poses", help="Extract and draw key points.")
+app.add_typer(poses_app, name="poses", help="Extract, repair, transfer, edit and draw key points.")
 app.command("finetune")(finetune_command)
 app.command("export")(export_command)
 app.command("compile")(compile_command)

@@ -1,8 +1,9 @@
-"""`posecrafter plan` and `posecrafter generate`: a bundle and target poses in; a plan, or a video, out."""
+"""`posecrafter generate`: a bundle and target poses in, a video out. `plan` shares its options."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,7 +12,7 @@ import typer
 from posecrafter.errors import RequestError
 
 if TYPE_CHECKING:
-    from posecrafter.runtime import Plan, Request, Session
+    from posecrafter.runtime import Request, Session
 
 Source = Annotated[Path, typer.Argument(help="A bundle, or with --engine torch a tuning run's folder.")]
 Poses = Annotated[Path, typer.Option("--poses", help="Target poses: OpenPose JSON, a file or a folder.")]
@@ -29,36 +30,6 @@ Windowing = Annotated[int | None, typer.Option("--window", help="Target frames a
 Memory = Annotated[float | None, typer.Option("--memory", help="Memory budget of a pass, in MiB.")]
 _CACHE = Path.home() / ".cache" / "posecrafter" / "inversions"
 AsJson = Annotated[bool, typer.Option("--json", help="Print the report as JSON.")]
-
-
-def plan_command(
-    bundle: Source,
-    poses: Poses,
-    steps: Steps = None,
-    guidance: Guidance = None,
-    inversion: Inversion = "reference",
-    reference: Reference = None,
-    edit: Edit = "face,left_hand,right_hand",
-    window: Windowing = None,
-    memory: Memory = None,
-    as_json: AsJson = False,
-) -> None:
-    """Say what `generate` would do, without running a network."""
-    from posecrafter.runtime import Bundle, make_plan
-
-    request = _request(
-        poses,
-        steps=steps,
-        guidance=guidance,
-        inversion=inversion,
-        reference=reference,
-        edit=edit,
-        window=window,
-        memory=memory,
-    )
-    plan = make_plan(request, Bundle.open(bundle))
-    _warn(plan)
-    _report(plan.summary(), as_json)
 
 
 def generate_command(
@@ -100,8 +71,9 @@ def generate_command(
 ) -> None:
     """Render the person of a bundle following the target poses."""
     from posecrafter.cli.bars import bars
+    from posecrafter.cli.speed import remember
 
-    request = _request(
+    request = make_request(
         poses,
         prompt=prompt,
         negative_prompt=negative_prompt,
@@ -120,16 +92,18 @@ def generate_command(
     with _open(bundle, engine, threads, precision, device, kernels, _CACHE if cache else None) as session:
         if person is not None:
             session.load_person(person)
-        _warn(session.plan(request))
+        warn(session.plan(request).warnings)
         with bars() as progress:
             result = session.render(request, progress)
         _write_frames(out, result.frames, session.bundle.manifest.fps if fps is None else fps)
         seconds = {stage: round(value, 3) for stage, value in result.seconds.items()}
         engine_used = f"{session.engine.name} on {session.engine.device}"
-        _report({**result.plan.summary(), "engine": engine_used, "seconds": seconds, "out": str(out)}, as_json)
+        remember(session.bundle.manifest, result.plan, result.seconds, engine_used)
+        show({**result.plan.summary(), "engine": engine_used, "seconds": seconds, "out": str(out)}, as_json)
 
 
-def _request(poses: Path, **options: Any) -> Request:
+def make_request(poses: Path, **options: Any) -> Request:
+    """A request out of the command line's words. Raises PoseError (see read_poses), RequestError (see Request)."""
     from posecrafter.pose import read_poses
     from posecrafter.runtime import Request
 
@@ -194,12 +168,14 @@ def _write_frames(out: Path, frames: Any, fps: float) -> None:
             (folder / f"{index:05d}.png").write_bytes(png.tobytes())
 
 
-def _warn(plan: Plan) -> None:
-    for warning in plan.warnings:
+def warn(warnings: Iterable[str]) -> None:
+    """One line each, on stderr."""
+    for warning in warnings:
         typer.echo(f"warning: {warning}", err=True)
 
 
-def _report(values: dict[str, Any], as_json: bool) -> None:
+def show(values: dict[str, Any], as_json: bool) -> None:
+    """One JSON object, or a line for each value but the warnings."""
     if as_json:
         typer.echo(json.dumps(values))
         return
