@@ -6,6 +6,7 @@ import ctypes
 import json
 import shutil
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,7 @@ class Options(ctypes.Structure):
         ("engine", ctypes.c_char_p),
         ("engine_library", ctypes.c_char_p),
         ("device", ctypes.c_char_p),
+        ("precision", ctypes.c_char_p),
     )
 
 
@@ -115,7 +117,7 @@ def native() -> Native:
         if shutil.which(program) is None:
             pytest.skip(f"{program} is not installed: apt-get install cmake g++ libssl-dev")
     build = ROOT / "build/native"
-    for command in (["cmake", "-S", ROOT, "-B", build], ["cmake", "--build", build, "--parallel", "2"]):
+    for command in (["cmake", "-S", ROOT, "-B", build, f"-DPython3_EXECUTABLE={sys.executable}"], ["cmake", "--build", build, "--parallel", "2"]):
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return Native(build, onnxruntime_library())

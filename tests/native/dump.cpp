@@ -23,11 +23,13 @@ void run(const std::string& bundle, Words words) {
     if (words.count("engine")) options.engine = words["engine"].c_str();
     if (words.count("library")) options.engine_library = words["library"].c_str();
     if (words.count("device")) options.device = words["device"].c_str();
+    if (words.count("precision")) options.precision = words["precision"].c_str();
     options.threads = static_cast<std::int32_t>(number("threads", 0));
     posecrafter::Session session(bundle, options);
     if (!words.count("poses")) return;
     const auto poses = posecrafter::Poses::read(words["poses"]);
     posecrafter::Request request(poses);
+    request.reference = static_cast<std::int32_t>(number("reference", PC_DEFAULT));
     request.steps = static_cast<std::int32_t>(number("steps", PC_DEFAULT));
     request.guidance = number("guidance", PC_DEFAULT);
     request.control_scale = number("control_scale", PC_DEFAULT);

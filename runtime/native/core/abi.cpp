@@ -108,7 +108,8 @@ posecrafter::EngineOptions options_of(const pc_options* given) {
     if (options.threads < 0 || options.threads > 4096)
         throw Error(Kind::request, "threads-range", text("threads is ", options.threads, "; it must be between 0 and 4096"));
     const auto or_empty = [](const char* value) { return std::string(value ? value : ""); };
-    return {options.engine ? options.engine : "auto", or_empty(options.engine_library), or_empty(options.device), options.threads};
+    return {options.engine ? options.engine : "auto", or_empty(options.engine_library), or_empty(options.device),
+            or_empty(options.precision), options.threads};
 }
 
 std::optional<posecrafter::Canvas> canvas_of(std::int32_t width, std::int32_t height) {

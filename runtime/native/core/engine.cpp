@@ -13,7 +13,8 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr std::array known{"onnxruntime", "openvino", "tensorrt"};
+constexpr std::array known{"openvino", "onnxruntime", "tensorrt"};
+constexpr std::array automatic{"openvino", "onnxruntime"};  // fastest first
 
 // The folder of the library that this code is in.
 fs::path own_folder() {
@@ -27,8 +28,7 @@ fs::path module_path(const std::string& name) {
     return own_folder() / "posecrafter" / ("engine_" + name + ".so");
 }
 
-const pc_engine_module* open_module(std::string name) {
-    if (name == "auto") name = known[0];
+const pc_engine_module* open_module(const std::string& name) {
     const fs::path path = module_path(name);
     const bool is_path = name.find('/') != std::string::npos;
     if (!is_path && std::find(known.begin(), known.end(), name) == known.end())
@@ -54,11 +54,23 @@ const pc_engine_module* open_module(std::string name) {
 }  // namespace
 
 Engine::Engine(const EngineOptions& options, const fs::path& folder, const Manifest& manifest)
-    : module_(open_module(options.name)), engine_(nullptr, module_->close), folder_(folder), manifest_(manifest) {
+    : engine_(nullptr, nullptr), folder_(folder), manifest_(manifest) {
+    if (options.name != "auto") open(options.name, options);
+    for (std::size_t i = 0; !engine_; ++i) {
+        try {
+            open(automatic[i], options);
+        } catch (const Error&) {
+            if (i + 1 == automatic.size()) throw;
+        }
+    }
+}
+
+void Engine::open(const std::string& name, const EngineOptions& options) {
+    module_ = open_module(name);
     const auto given = [](const std::string& value) { return value.empty() ? nullptr : value.c_str(); };
-    const pc_engine_options raw{given(options.library), given(options.device), options.threads};
+    const pc_engine_options raw{given(options.library), given(options.device), given(options.precision), options.threads};
     pc_engine_failure failure{};
-    engine_.reset(module_->open(&raw, &failure));
+    engine_ = Handle(module_->open(&raw, &failure), module_->close);
     if (!engine_) fail(failure);
 }
 

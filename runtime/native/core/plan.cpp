@@ -9,8 +9,9 @@
 namespace posecrafter {
 namespace {
 
-// Of Python's estimate: a pass is taken to hold this many fp32 tensors of the first level's size at once.
-constexpr std::uint64_t live_activations = 24;
+// Python's estimate (runtime/plan.py says where it comes from): beside the weights so many fp32 tensors of the first
+// level's size for every frame, so many for every frame and prompt, and some bytes of the engine's own.
+constexpr std::uint64_t live_frame = 28, live_prompt = 46, engine_bytes = 38U << 20;
 constexpr double far = 0.08;
 
 std::uint64_t memory_of_pass(const Bundle& bundle, int frames, std::size_t prompts) {
@@ -18,7 +19,8 @@ std::uint64_t memory_of_pass(const Bundle& bundle, int frames, std::size_t promp
     for (const FileEntry& entry : bundle.manifest.files)
         if (entry.name.starts_with("graphs/")) weights += entry.bytes;
     const auto cells = std::uint64_t(bundle.cells_wide()) * std::uint64_t(bundle.cells_high());
-    return weights + 4 * live_activations * std::uint64_t(bundle.manifest.network_width) * cells * std::uint64_t(frames) * prompts;
+    const std::uint64_t tensor = 4 * std::uint64_t(bundle.manifest.network_width) * cells;
+    return engine_bytes + weights + tensor * std::uint64_t(frames) * (live_frame + live_prompt * prompts);
 }
 
 // M frames in the fewest windows of nearly equal length.
@@ -121,14 +123,18 @@ std::uint64_t count_evaluations(const Plan& plan, int steps) {
     return std::uint64_t(steps) * (inverted + plan.weights.size() * passes);
 }
 
-Table choose_reference(const Request& request, const Bundle& bundle, const std::optional<Track>& poses, int& reference) {
-    Table table = poses ? distances(bundle.poses, *poses) : Table{};
-    if (request.reference && *request.reference >= bundle.manifest.training_frames)
+// The chosen training frame, or the nearest. A chosen one that shares no key point has no distance: refused too.
+int choose_reference(const Request& request, const Bundle& bundle, const Table& table) {
+    const int nearest = request.poses ? select_reference(table) : -1;
+    if (!request.reference) return nearest;
+    const int chosen = *request.reference;
+    if (chosen < 0 || chosen >= bundle.manifest.training_frames)
         throw Error(Kind::request, "reference-range",
-                    text("reference is ", *request.reference, "; the bundle has training frames 0 to ",
-                         bundle.manifest.training_frames - 1));
-    reference = request.reference ? *request.reference : select_reference(table);
-    return table;
+                    text("reference is ", chosen, "; the training frames are 0 to ", bundle.manifest.training_frames - 1));
+    if (request.poses && std::isnan(table.mean(chosen)))
+        throw Error(Kind::request, "reference-range",
+                    text("training frame ", chosen, " shares no key point with the target; frame ", nearest, " is the nearest"));
+    return chosen;
 }
 
 }  // namespace
@@ -138,8 +144,8 @@ Plan make_plan(const Request& request, const Bundle& bundle) {
     const Manifest& m = bundle.manifest;
     std::optional<Track> poses;
     if (request.poses) poses = request.poses->framed(m.width, m.height);
-    int reference = 0;
-    const Table table = choose_reference(request, bundle, poses, reference);
+    const Table table = poses ? distances(bundle.poses, *poses) : Table{};
+    const int reference = choose_reference(request, bundle, table);
     const int steps = request.steps.value_or(m.steps);
     const double guidance = request.guidance.value_or(m.guidance);
     Plan plan{.width = m.width, .height = m.height, .frames = request.frames, .reference = reference,

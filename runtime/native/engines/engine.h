@@ -19,9 +19,10 @@ extern "C" {
 enum pc_engine_type { PC_ENGINE_FLOAT32 = 1, PC_ENGINE_INT64 = 2 };
 
 typedef struct pc_engine_options {
-    const char *library; /* path of the engine's own library; NULL: the loader's search path */
-    const char *device;  /* "cpu", "cuda", "tensorrt"; NULL: the engine's default */
-    int32_t threads;     /* 0: the engine's default */
+    const char *library;   /* path of the engine's own library; NULL: the loader's search path */
+    const char *device;    /* "cpu", "cuda", "tensorrt"; NULL: the engine's default */
+    const char *precision; /* of the arithmetic, "fp32" or "bf16"; NULL: the engine's default */
+    int32_t threads;       /* 0: the engine's default */
 } pc_engine_options;
 
 /* Filled by a function that fails: a stable code and one line. */
@@ -34,7 +35,7 @@ typedef struct pc_engine_module {
     uint32_t abi; /* PC_ENGINE_ABI */
     const char *name;
 
-    /* NULL on failure: "engine-missing", "engine-version", "engine-device". */
+    /* NULL on failure: "engine-missing", "engine-version", "engine-device", "engine-precision". */
     void *(*open)(const pc_engine_options *options, pc_engine_failure *failure);
     void (*close)(void *engine);
     const char *(*device)(void *engine);

@@ -85,6 +85,8 @@ OnnxRuntime* make_engine(const pc_engine_options& wanted) {
     const std::string device = wanted.device ? wanted.device : "cpu";
     if (device != "cpu" && device != "cuda" && device != "tensorrt")
         throw Failure("engine-device", "ONNX Runtime runs on cpu, cuda or tensorrt, not on '" + device + "'");
+    if (wanted.precision)
+        throw Failure("engine-precision", "ONNX Runtime computes in the bundle's own precision; leave precision out, or take openvino");
     const OrtApi& api = open_library(wanted.library);
     OrtEnv* env = nullptr;
     check(api, api.CreateEnv(ORT_LOGGING_LEVEL_ERROR, "posecrafter", &env), "engine-load", "ONNX Runtime does not start");

@@ -19,7 +19,7 @@ namespace {
 
 constexpr const char* usage =
     "posecrafter-host BUNDLE POSES [--out FOLDER | FILE.mp4 | FILE.rgb] [--engine NAME] [--engine-library PATH]\n"
-    "    [--device NAME] [--threads N] [--steps N] [--guidance G] [--inversion reference|target|none] [--seed N]\n"
+    "    [--device NAME] [--precision fp32|bf16] [--threads N] [--steps N] [--guidance G] [--inversion reference|target|none] [--seed N]\n"
     "    [--window N] [--decode-chunk N] [--repeat N]\n"
     "BUNDLE comes from `posecrafter export`, POSES is OpenPose JSON: a file, or a folder with a file for each frame.\n"
     "--out FOLDER writes PNG files, FILE.mp4 goes through ffmpeg, FILE.rgb is raw [M, H, W, 3].\n"
@@ -39,7 +39,7 @@ double milliseconds_since(Clock::time_point start) {
 }
 
 Words read_words(int count, char** values) {
-    static const std::vector<std::string> known = {"--out", "--engine", "--engine-library", "--device", "--threads", "--steps",
+    static const std::vector<std::string> known = {"--out", "--engine", "--engine-library", "--device", "--precision", "--threads", "--steps",
         "--guidance", "--inversion", "--seed", "--window", "--decode-chunk", "--repeat"};
     Words words;
     for (int i = 1; i < count; ++i) {
@@ -151,6 +151,7 @@ void run(const Words& words) {
     set(words, "--engine", options.engine);
     set(words, "--engine-library", options.engine_library);
     set(words, "--device", options.device);
+    set(words, "--precision", options.precision);
     set(words, "--threads", options.threads);
     posecrafter::Session session(words.at("bundle"), options);
     const double opened = milliseconds_since(start);

@@ -63,9 +63,11 @@ typedef struct pc_session pc_session;
 typedef struct pc_options {
     uint32_t struct_size;
     int32_t threads;            /* CPU threads; 0: the engine's default, one a core */
-    const char *engine;         /* NULL or "auto", "onnxruntime", "openvino", "tensorrt", or the path of a module */
+    const char *engine;         /* "onnxruntime", "openvino", "tensorrt", or the path of a module; NULL or "auto": the
+                                   first of openvino and onnxruntime that opens */
     const char *engine_library; /* the engine's own library, "/.../libonnxruntime.so.1"; NULL: the loader's path */
     const char *device;         /* "cpu"; for onnxruntime also "cuda", "tensorrt"; NULL: the engine's default */
+    const char *precision;      /* of openvino's arithmetic, "fp32" or "bf16"; NULL: the engine's default */
 } pc_options;
 
 static inline void pc_options_init(pc_options *options) {
@@ -77,7 +79,7 @@ static inline void pc_options_init(pc_options *options) {
 /* Verify and open a bundle folder. options: NULL for the defaults. The session is given back to pc_close.
  * Codes: "bundle-missing", "bundle-manifest", "bundle-format", "bundle-path", "bundle-file-missing", "bundle-hash",
  * "bundle-person", "engine-unknown", "engine-missing", "engine-version" (the engine's library is too old),
- * "engine-device", "null-argument", "struct-size". Graphs are loaded when they are first needed. */
+ * "engine-device", "engine-precision", "null-argument", "struct-size". Graphs are loaded when they are first needed. */
 PC_API pc_status pc_open(const char *bundle, const pc_options *options, pc_session **session);
 
 /* Free the session and set *session to NULL. NULL in *session is not an error. Code: "session-busy". */
