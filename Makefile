@@ -1,6 +1,7 @@
 # make demo    tune on a real clip and render him following other poses; look at out/demo/
 # make test    the whole test suite
 # make check   formatting, lint, types
+# make native  the C++ library, its host program and their tests, in build/native
 # Each sets up what it needs in .venv first.
 
 SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))
@@ -11,12 +12,12 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TYPED := build/typed
 
-.PHONY: demo test check format setup extractor clean
+.PHONY: demo test check format setup extractor native clean
 
 demo: $(INSTALLED) extractor
 	$(BIN)/posecrafter demo --out out/demo
 
-test: $(INSTALLED) extractor
+test: $(INSTALLED) extractor native
 	$(BIN)/python -m pytest
 
 # Editors and mypy cannot follow an editable install's import hook, so types are checked on a plain copy of the package.
@@ -43,6 +44,13 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 extractor: $(INSTALLED)
 	$(BIN)/posecrafter poses setup
+
+# With OpenVINO's wheel in the environment its module is built too.
+native: $(INSTALLED)
+	runtime/native/tools.sh
+	cmake -S . -B build/native -DPython3_EXECUTABLE=$(CURDIR)/$(BIN)/python
+	cmake --build build/native --parallel 2
+	ctest --test-dir build/native --output-on-failure
 
 clean:
 	rm -rf $(VENV) build dist out *.egg-info

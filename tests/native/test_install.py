@@ -55,7 +55,16 @@ def test_another_project_builds_against_the_installed_package(
 def test_the_host_writes_png_files_and_latencies(
     native: Any, prefix: Path, tiny_bundle: Path, expected: np.ndarray, tmp_path: Path
 ) -> None:
-    words = ("--engine-library", native.onnxruntime, "--engine", "onnxruntime", "--out", tmp_path / "out", "--repeat", 3)
+    words = (
+        "--engine-library",
+        native.onnxruntime,
+        "--engine",
+        "onnxruntime",
+        "--out",
+        tmp_path / "out",
+        "--repeat",
+        3,
+    )
     done = run(prefix / "bin/posecrafter-host", tiny_bundle, tiny_bundle / "person/poses.json", *words)
     assert done.returncode == 0, done.stderr
     assert "sample" in done.stderr

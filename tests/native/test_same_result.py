@@ -47,7 +47,9 @@ def target(case: Case, bundle: Path, folder: Path) -> tuple[Path, PoseTrack]:
     if not case.parts:
         for part in (FACE, LEFT_HAND, RIGHT_HAND):
             score[:, part] = 0
-    moved = PoseTrack(xy.astype(np.float32), score.astype(np.float32), int(track.width * 2.5) + 20, int(track.height * 2.5))
+    moved = PoseTrack(
+        xy.astype(np.float32), score.astype(np.float32), int(track.width * 2.5) + 20, int(track.height * 2.5)
+    )
     path = folder / "poses.json"
     write_poses(path, moved)
     return path, read_poses(path)
@@ -99,14 +101,16 @@ def latents_of(session: Session, request: Request) -> tuple[Any, np.ndarray]:
     return result, np.concatenate(seen).reshape(result.plan.frames, -1)
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_python_and_cpp_plan_draw_and_render_the_same(name: str, native: Any, tiny_bundle: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "engine"), [*((name, "onnxruntime") for name in CASES), ("one frame", "openvino")])
+def test_python_and_cpp_plan_draw_and_render_the_same(
+    name: str, engine: str, native: Any, tiny_bundle: Path, tmp_path: Path
+) -> None:
     case = CASES[name]
     poses, track = target(case, tiny_bundle, tmp_path)
-    with Session.open(tiny_bundle, engine="onnxruntime", threads=1) as session:
+    with Session.open(tiny_bundle, engine=engine, threads=1) as session:
         result, latents = latents_of(session, Request(poses=track, **case.options))
         maps = draw_poses(result.plan.poses, style=session.bundle.manifest.pose_style)
-    other = native.render(tiny_bundle, poses, tmp_path / "native", threads=1, **in_words(case.options))
+    other = native.render(tiny_bundle, poses, tmp_path / "native", engine, threads=1, **in_words(case.options))
     assert_same_plan(result.plan, other["plan"])
     assert (maps != other["maps"]).any(axis=3).mean() <= 0.001
     np.testing.assert_allclose(other["latents"], latents, atol=LATENTS, rtol=0)
