@@ -46,7 +46,8 @@ void run(const std::string& bundle, Words words) {
     const posecrafter::Video maps = session.draw(request);
     save(words["out"] + "/maps.u8", maps.data.data(), maps.data.size());
     const pc_description about = session.description();
-    const std::size_t cells = std::size_t(about.height / about.latent_factor) * std::size_t(about.width / about.latent_factor);
+    const std::size_t cells =
+        std::size_t(about.height / about.latent_factor) * std::size_t(about.width / about.latent_factor);
     std::vector<float> latents(std::size_t(maps.frames) * std::size_t(about.latent_channels) * cells);
     std::vector<std::uint8_t> frames(maps.data.size());
     pc_output output;

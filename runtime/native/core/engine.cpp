@@ -49,7 +49,9 @@ const pc_engine_module* open_module(const std::string& name) {
     return module;
 }
 
-[[noreturn]] void fail(const pc_engine_failure& failure) { throw Error(Kind::engine, failure.code, failure.message); }
+[[noreturn]] void fail(const pc_engine_failure& failure) {
+    throw Error(Kind::engine, failure.code, failure.message);
+}
 
 }  // namespace
 
@@ -68,7 +70,8 @@ Engine::Engine(const EngineOptions& options, const fs::path& folder, const Manif
 void Engine::open(const std::string& name, const EngineOptions& options) {
     module_ = open_module(name);
     const auto given = [](const std::string& value) { return value.empty() ? nullptr : value.c_str(); };
-    const pc_engine_options raw{given(options.library), given(options.device), given(options.precision), options.threads};
+    const pc_engine_options raw{given(options.library), given(options.device), given(options.precision),
+                                options.threads};
     pc_engine_failure failure{};
     engine_ = Handle(module_->open(&raw, &failure), module_->close);
     if (!engine_) fail(failure);
@@ -80,7 +83,8 @@ void* Engine::load(const std::string& graph) {
     std::string stem = "graphs/" + graph + module_->variant(engine_.get());
     if (!manifest_.lists(stem + ".onnx")) stem = "graphs/" + graph;
     if (!manifest_.lists(stem + ".onnx"))
-        throw Error(Kind::engine, "engine-load", text(folder_.string(), " has no graph '", graph, "'; export it again"));
+        throw Error(Kind::engine, "engine-load",
+                    text(folder_.string(), " has no graph '", graph, "'; export it again"));
     pc_engine_failure failure{};
     Handle loaded(module_->load(engine_.get(), (folder_ / stem).c_str(), &failure), module_->unload);
     if (!loaded) fail(failure);
@@ -94,7 +98,8 @@ Tensor Engine::owned(void* tensor, const pc_engine_failure& failure) {
 
 Tensor Engine::upload(const std::vector<std::int64_t>& shape, const float* data) {
     pc_engine_failure failure{};
-    return owned(module_->upload(engine_.get(), PC_ENGINE_FLOAT32, data, shape.data(), shape.size(), &failure), failure);
+    return owned(module_->upload(engine_.get(), PC_ENGINE_FLOAT32, data, shape.data(), shape.size(), &failure),
+                 failure);
 }
 
 Tensor Engine::upload(std::int64_t value) {
@@ -112,7 +117,8 @@ Tensor Engine::run(const std::string& graph, Inputs inputs, const char* output) 
                                         [&](const auto& input) { return std::string_view(input.first) == name; });
         if (given == inputs.end())
             throw Error(Kind::engine, "engine-load",
-                        text("graph '", graph, "' wants an input '", name, "' that this release does not know; update posecrafter"));
+                        text("graph '", graph, "' wants an input '", name,
+                             "' that this release does not know; update posecrafter"));
         names.push_back(name);
         tensors.push_back(given->second->get());
     }

@@ -16,7 +16,8 @@
 namespace posecrafter {
 
 struct EngineOptions {
-    std::string name = "auto";  // the first of "openvino" and "onnxruntime" that opens; "onnxruntime", "openvino", "tensorrt", or the path of a module
+    std::string name = "auto";  // the first of "openvino" and "onnxruntime" that opens; "onnxruntime", "openvino",
+                                // "tensorrt", or the path of a module
     std::string library, device, precision;  // empty: the engine's default
     int threads = 0;
 };

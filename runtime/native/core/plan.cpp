@@ -35,8 +35,9 @@ std::vector<Window> split(const Request& request, const Bundle& bundle, std::siz
         while (longest > 1 && memory_of_pass(bundle, longest + 1, prompts) > *request.memory) --longest;
         const std::uint64_t needed = memory_of_pass(bundle, longest + 1, prompts);
         if (needed > *request.memory)
-            throw Error(Kind::request, "memory-budget",
-                        text("one frame needs about ", needed, " bytes, the budget is ", *request.memory, "; raise it"));
+            throw Error(
+                Kind::request, "memory-budget",
+                text("one frame needs about ", needed, " bytes, the budget is ", *request.memory, "; raise it"));
     }
     const int count = (request.frames + longest - 1) / longest;
     const double length = double(request.frames) / count;
@@ -91,8 +92,9 @@ void warn_of_poses(const Table& table, Plan& plan) {
         plan.warnings.push_back(
             text(absent.size(), " target frames show nobody (", ranges(absent), "); fill or cut them"));
     if (!distant.empty())
-        plan.warnings.push_back(text(distant.size(), " target frames are further than 8% of the image from every training pose (",
-                                     ranges(distant), "); expect artefacts there, or train on a clip that shows such poses"));
+        plan.warnings.push_back(
+            text(distant.size(), " target frames are further than 8% of the image from every training pose (",
+                 ranges(distant), "); expect artefacts there, or train on a clip that shows such poses"));
 }
 
 void warn_of_skips(Plan& plan) {
@@ -119,7 +121,9 @@ int longest(const std::vector<Window>& windows) {
 std::uint64_t count_evaluations(const Plan& plan, int steps) {
     std::uint64_t passes = 0;
     for (const Window& window : plan.windows) passes += std::uint64_t(window.frames()) + 1;
-    const std::uint64_t inverted = plan.inversion == Inversion::none ? 0 : plan.inversion == Inversion::target ? passes : 1;
+    const std::uint64_t inverted = plan.inversion == Inversion::none     ? 0
+                                   : plan.inversion == Inversion::target ? passes
+                                                                         : 1;
     return std::uint64_t(steps) * (inverted + plan.weights.size() * passes);
 }
 
@@ -129,11 +133,13 @@ int choose_reference(const Request& request, const Bundle& bundle, const Table& 
     if (!request.reference) return nearest;
     const int chosen = *request.reference;
     if (chosen < 0 || chosen >= bundle.manifest.training_frames)
-        throw Error(Kind::request, "reference-range",
-                    text("reference is ", chosen, "; the training frames are 0 to ", bundle.manifest.training_frames - 1));
+        throw Error(
+            Kind::request, "reference-range",
+            text("reference is ", chosen, "; the training frames are 0 to ", bundle.manifest.training_frames - 1));
     if (request.poses && std::isnan(table.mean(chosen)))
         throw Error(Kind::request, "reference-range",
-                    text("training frame ", chosen, " shares no key point with the target; frame ", nearest, " is the nearest"));
+                    text("training frame ", chosen, " shares no key point with the target; frame ", nearest,
+                         " is the nearest"));
     return chosen;
 }
 
@@ -148,8 +154,12 @@ Plan make_plan(const Request& request, const Bundle& bundle) {
     const int reference = choose_reference(request, bundle, table);
     const int steps = request.steps.value_or(m.steps);
     const double guidance = request.guidance.value_or(m.guidance);
-    Plan plan{.width = m.width, .height = m.height, .frames = request.frames, .reference = reference,
-              .distance = table.columns ? table.mean(reference) : NAN, .poses = std::move(poses),
+    Plan plan{.width = m.width,
+              .height = m.height,
+              .frames = request.frames,
+              .reference = reference,
+              .distance = table.columns ? table.mean(reference) : NAN,
+              .poses = std::move(poses),
               .reference_pose = bundle.poses.slice(reference, reference + 1)};
     if (guidance == 1.0)
         plan.weights = {1.0F};
@@ -166,9 +176,10 @@ Plan make_plan(const Request& request, const Bundle& bundle) {
     plan.memory = memory_of_pass(bundle, longest(plan.windows) + 1, plan.weights.size());
     if (plan.poses) warn_of_poses(table, plan);
     if (plan.windows.size() > 1)
-        plan.warnings.push_back(text(plan.windows.size(), " windows of up to ", longest(plan.windows),
-                                     " frames: the picture may change slightly where they meet; allow more frames a pass "
-                                     "with --window or --memory"));
+        plan.warnings.push_back(
+            text(plan.windows.size(), " windows of up to ", longest(plan.windows),
+                 " frames: the picture may change slightly where they meet; allow more frames a pass "
+                 "with --window or --memory"));
     warn_of_skips(plan);
     return plan;
 }

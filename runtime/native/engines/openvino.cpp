@@ -25,7 +25,9 @@ struct Library {
     template <class Function>
     Function* find(const char* name) const {
         void* found = dlsym(handle, name);
-        if (!found) throw Failure("engine-version", std::string("OpenVINO's library has no ") + name + "; 2024.0 or later is needed");
+        if (!found)
+            throw Failure("engine-version",
+                          std::string("OpenVINO's library has no ") + name + "; 2024.0 or later is needed");
         return reinterpret_cast<Function*>(found);
     }
 
@@ -111,8 +113,9 @@ void* open_library(const char* path) {
     void* handle = dlopen(path ? path : "libopenvino_c.so", RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE);
     if (handle) return handle;
     const std::string why = dlerror();
-    throw Failure("engine-missing", "cannot open OpenVINO's library: " + why +
-                                        "; name libopenvino_c.so in engine_library (pip install openvino has one in openvino/libs)");
+    throw Failure("engine-missing",
+                  "cannot open OpenVINO's library: " + why +
+                      "; name libopenvino_c.so in engine_library (pip install openvino has one in openvino/libs)");
 }
 
 OpenVino* make_engine(const pc_engine_options& wanted) {
@@ -120,7 +123,8 @@ OpenVino* make_engine(const pc_engine_options& wanted) {
         throw Failure("engine-device", std::string("OpenVINO runs on the cpu here, not on '") + wanted.device + "'");
     const std::string precision = wanted.precision ? wanted.precision : "fp32";
     if (precision != "fp32" && precision != "bf16")
-        throw Failure("engine-precision", "OpenVINO here computes in fp32 or bf16, not '" + precision + "'; name one of them");
+        throw Failure("engine-precision",
+                      "OpenVINO here computes in fp32 or bf16, not '" + precision + "'; name one of them");
     const Library library(open_library(wanted.library));
     ov_core_t* core = nullptr;
     library.check(library.ov_core_create(&core), "engine-load", "OpenVINO does not start");
@@ -128,11 +132,13 @@ OpenVino* make_engine(const pc_engine_options& wanted) {
         OpenVino{library, {core, library.ov_core_free}, precision == "fp32" ? "f32" : "bf16", wanted.threads});
     if (precision == "bf16") {
         char* able = nullptr;
-        library.check(library.ov_core_get_property(core, "CPU", "OPTIMIZATION_CAPABILITIES", &able), "engine-load", "OpenVINO's CPU");
+        library.check(library.ov_core_get_property(core, "CPU", "OPTIMIZATION_CAPABILITIES", &able), "engine-load",
+                      "OpenVINO's CPU");
         const std::string words = able;
         library.ov_free(able);
         if (words.find("BF16") == std::string::npos)
-            throw Failure("engine-precision", "this CPU has no bf16 arithmetic (OpenVINO reports " + words + "); use fp32");
+            throw Failure("engine-precision",
+                          "this CPU has no bf16 arithmetic (OpenVINO reports " + words + "); use fp32");
     }
     return engine.release();
 }
@@ -158,8 +164,13 @@ Graph* load_graph(OpenVino& engine, const std::string& stem) {
     ov_model_t* model = nullptr;
     library.check(library.ov_core_read_model(engine.core.get(), path.c_str(), nullptr, &model), "engine-load",
                   "OpenVINO cannot read " + path);
-    auto graph = std::make_unique<Graph>(Graph{engine, path, size_of(path) + size_of(stem + ".weights") <= static_bytes,
-                                               {model, library.ov_model_free}, {}, {}, {}});
+    auto graph = std::make_unique<Graph>(Graph{engine,
+                                               path,
+                                               size_of(path) + size_of(stem + ".weights") <= static_bytes,
+                                               {model, library.ov_model_free},
+                                               {},
+                                               {},
+                                               {}});
     std::size_t inputs = 0, outputs = 0;
     library.check(library.ov_model_inputs_size(model, &inputs), "engine-load", path);
     library.check(library.ov_model_outputs_size(model, &outputs), "engine-load", path);
@@ -183,10 +194,12 @@ void reshape(const Graph& graph, const char* const* names, const std::vector<Sha
     for (std::size_t i = 0; i < shapes.size(); ++i) {
         if (shapes[i].empty()) continue;  // a single number has one shape, and the C interface refuses to name it
         words.push_back(names[i]);
-        library.check(library.ov_partial_shape_create_static(std::ssize(shapes[i]), shapes[i].data(), &partial.emplace_back()),
-                      "engine-load", "OpenVINO: a shape of " + graph.path);
+        library.check(
+            library.ov_partial_shape_create_static(std::ssize(shapes[i]), shapes[i].data(), &partial.emplace_back()),
+            "engine-load", "OpenVINO: a shape of " + graph.path);
     }
-    const ov_status_e status = library.ov_model_reshape(graph.model.get(), words.data(), partial.data(), partial.size());
+    const ov_status_e status =
+        library.ov_model_reshape(graph.model.get(), words.data(), partial.data(), partial.size());
     for (ov_partial_shape_t& shape : partial) library.ov_partial_shape_free(&shape);
     library.check(status, "engine-load", "OpenVINO cannot reshape " + graph.path);
 }
@@ -198,9 +211,9 @@ Compiled compile(Graph& graph, const char* const* names, const std::vector<Shape
     ov_compiled_model_t* model = nullptr;
     const std::string threads = std::to_string(engine.threads);
     // The last pair is left out where the number of threads is OpenVINO's choice.
-    library.check(library.ov_core_compile_model(engine.core.get(), graph.model.get(), "CPU", engine.threads > 0 ? 6 : 4, &model,
-                                                "PERFORMANCE_HINT", "LATENCY", "INFERENCE_PRECISION_HINT", engine.precision.c_str(),
-                                                "INFERENCE_NUM_THREADS", threads.c_str()),
+    library.check(library.ov_core_compile_model(engine.core.get(), graph.model.get(), "CPU", engine.threads > 0 ? 6 : 4,
+                                                &model, "PERFORMANCE_HINT", "LATENCY", "INFERENCE_PRECISION_HINT",
+                                                engine.precision.c_str(), "INFERENCE_NUM_THREADS", threads.c_str()),
                   "engine-load", "OpenVINO cannot compile " + graph.path);
     Owned<ov_compiled_model_t> owned(model, library.ov_compiled_model_free);
     ov_infer_request_t* request = nullptr;
@@ -240,8 +253,9 @@ Tensor* run(Graph& graph, const char* const* names, void* const* inputs, std::si
     ov_infer_request_t* request = request_for(graph, names, shapes);
     const std::string what = "OpenVINO failed in " + graph.path;
     for (std::size_t i = 0; i < count; ++i)
-        library.check(library.ov_infer_request_set_tensor(request, names[i], static_cast<const Tensor*>(inputs[i])->tensor.get()),
-                      "engine-run", what);
+        library.check(
+            library.ov_infer_request_set_tensor(request, names[i], static_cast<const Tensor*>(inputs[i])->tensor.get()),
+            "engine-run", what);
     library.check(library.ov_infer_request_infer(request), "engine-run", what);
     std::size_t index = 0;
     while (index < graph.outputs.size() && graph.outputs[index] != output) ++index;
@@ -261,10 +275,11 @@ Tensor* run(Graph& graph, const char* const* names, void* const* inputs, std::si
 void download(const Tensor& tensor, float* data, std::size_t count) {
     std::size_t bytes = 0;
     void* from = nullptr;
-    tensor.library->check(tensor.library->ov_tensor_get_byte_size(tensor.tensor.get(), &bytes), "engine-run", "OpenVINO");
+    tensor.library->check(tensor.library->ov_tensor_get_byte_size(tensor.tensor.get(), &bytes), "engine-run",
+                          "OpenVINO");
     if (bytes != count * sizeof(float))
-        throw Failure("engine-run", "a graph returned " + std::to_string(bytes / sizeof(float)) + " numbers, expected " +
-                                        std::to_string(count) + "; export the bundle again");
+        throw Failure("engine-run", "a graph returned " + std::to_string(bytes / sizeof(float)) +
+                                        " numbers, expected " + std::to_string(count) + "; export the bundle again");
     tensor.library->check(tensor.library->ov_tensor_data(tensor.tensor.get(), &from), "engine-run", "OpenVINO");
     std::memcpy(data, from, bytes);
 }
@@ -279,7 +294,8 @@ const pc_engine_module module{
     .device = [](void*) { return "cpu"; },
     .variant = [](void*) { return ""; },
     .load = [](void* engine, const char* path, pc_engine_failure* failure) -> void* {
-        return guarded(failure, "engine-load", [&]() -> void* { return load_graph(*static_cast<OpenVino*>(engine), path); });
+        return guarded(failure, "engine-load",
+                       [&]() -> void* { return load_graph(*static_cast<OpenVino*>(engine), path); });
     },
     .unload = [](void* graph) { delete static_cast<Graph*>(graph); },
     .input = [](void* graph, std::size_t index) -> const char* {

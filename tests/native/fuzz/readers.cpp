@@ -12,9 +12,15 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     const std::string_view content(reinterpret_cast<const char*>(data) + 1, size - 1);
     try {
         switch (data[0] % 3) {
-            case 0: posecrafter::Manifest::parse(content, "fuzz"); break;
-            case 1: posecrafter::parse_poses(content, "fuzz", posecrafter::Canvas{64, 64}); break;
-            default: posecrafter::parse_tensors(content, "fuzz"); break;
+            case 0:
+                posecrafter::Manifest::parse(content, "fuzz");
+                break;
+            case 1:
+                posecrafter::parse_poses(content, "fuzz", posecrafter::Canvas{64, 64});
+                break;
+            default:
+                posecrafter::parse_tensors(content, "fuzz");
+                break;
         }
     } catch (const posecrafter::Error&) {
     }
