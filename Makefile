@@ -11,6 +11,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TYPED := build/typed
+CPP = $(shell find runtime/native tests/native -name '*.[ch]' -o -name '*.[ch]pp')
 
 .PHONY: demo test check format setup extractor native clean
 
@@ -24,12 +25,14 @@ test: $(INSTALLED) extractor native
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/clang-format --dry-run --Werror $(CPP)
 	rm -rf $(TYPED) && $(BIN)/pip install --quiet --no-deps --no-build-isolation --target $(TYPED) .
 	cd $(TYPED) && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p posecrafter
 
 format: $(INSTALLED)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+	$(BIN)/clang-format -i $(CPP)
 
 setup: $(INSTALLED) extractor
 
