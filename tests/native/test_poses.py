@@ -59,7 +59,7 @@ def compare(library: Any, path: Path) -> None:
     np.testing.assert_array_equal(library.read_poses(path), expected)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(content=st.one_of(frame, st.lists(frame, max_size=3)))
 def test_any_frames_are_read_alike(content: Any, library: Any, tmp_path_factory: Any) -> None:
     path = tmp_path_factory.getbasetemp() / "native-poses.json"
