@@ -1,6 +1,7 @@
 # make demo    tune on a real clip and render him following other poses; look at out/demo/
 # make test    the whole test suite
 # make check   formatting, lint, types
+# make native  the C++ library, its host program and their tests, in build/native
 # make gpu-records   check and time the kernels and the GPU path on this machine's GPU: see bench/results/
 # Each sets up what it needs in .venv first.
 
@@ -11,19 +12,21 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TYPED := build/typed
+CPP = $(shell find runtime/native tests/native -name '*.[ch]' -o -name '*.[ch]pp')
 
-.PHONY: demo test check format setup extractor gpu-records clean
+.PHONY: demo test check format setup extractor native gpu-records clean
 
 demo: $(INSTALLED) extractor
 	$(BIN)/posecrafter demo --out out/demo
 
-test: $(INSTALLED) extractor
+test: $(INSTALLED) extractor native
 	$(BIN)/python -m pytest
 
 # Editors and mypy cannot follow an editable install's import hook, so types are checked on a plain copy of the package.
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/clang-format --dry-run --Werror $(CPP)
 	rm -rf $(TYPED) && $(BIN)/pip install --quiet --no-deps --no-build-isolation --target $(TYPED) .
 	cd $(TYPED) && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p posecrafter
 
@@ -34,6 +37,7 @@ gpu-records: $(INSTALLED)
 format: $(INSTALLED)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+	$(BIN)/clang-format -i $(CPP)
 
 setup: $(INSTALLED) extractor
 
@@ -48,6 +52,13 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 extractor: $(INSTALLED)
 	$(BIN)/posecrafter poses setup
+
+# With OpenVINO's wheel in the environment its module is built too.
+native: $(INSTALLED)
+	runtime/native/tools.sh
+	cmake -S . -B build/native -DPython3_EXECUTABLE=$(CURDIR)/$(BIN)/python
+	cmake --build build/native --parallel 2
+	ctest --test-dir build/native --output-on-failure
 
 clean:
 	rm -rf $(VENV) build dist out *.egg-info

@@ -6,22 +6,27 @@ import ctypes
 import json
 import shutil
 import subprocess
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
 class Native:
-    """A build folder. onnxruntime: the library of the installed wheel."""
+    """A build folder, and the engines' libraries in their installed wheels."""
 
     build: Path
     onnxruntime: Path
+    openvino: Path
 
     def dump(self, bundle: Path, **words: Any) -> tuple[str, str]:
         """Run native_dump: the code of its refusal ("" when it went well) and its message."""
@@ -30,10 +35,13 @@ class Native:
         assert done.returncode in (0, 2), f"exit {done.returncode}: {done.stderr}"
         return done.stdout.strip(), done.stderr.strip()
 
-    def render(self, bundle: Path, poses: Path, out: Path, **words: Any) -> dict[str, Any]:
+    def render(self, bundle: Path, poses: Path, out: Path, engine: str = "onnxruntime", **words: Any) -> dict[str, Any]:
         """Plan, maps [M, H, W, 3], latents [M, L * h * w] and frames [M, H, W, 3] of one request."""
         out.mkdir(parents=True, exist_ok=True)
-        code, message = self.dump(bundle, poses=poses, out=out, library=self.onnxruntime, **words)
+        if engine == "fake":
+            engine = str(self.build / "tests/native/fake_engine.so")
+        library = {"onnxruntime": self.onnxruntime, "openvino": self.openvino}.get(engine, "")
+        code, message = self.dump(bundle, poses=poses, out=out, engine=engine, library=library, **words)
         assert not code, f"{code}: {message}"
         plan = json.loads((out / "plan.json").read_text())
         width, height = map(int, plan["size"].split("x"))
@@ -62,6 +70,7 @@ class Options(ctypes.Structure):
         ("engine", ctypes.c_char_p),
         ("engine_library", ctypes.c_char_p),
         ("device", ctypes.c_char_p),
+        ("precision", ctypes.c_char_p),
     )
 
 
@@ -115,14 +124,66 @@ def native() -> Native:
         if shutil.which(program) is None:
             pytest.skip(f"{program} is not installed: apt-get install cmake g++ libssl-dev")
     build = ROOT / "build/native"
-    for command in (["cmake", "-S", ROOT, "-B", build], ["cmake", "--build", build, "--parallel", "2"]):
+    for command in (
+        ["cmake", "-S", ROOT, "-B", build, f"-DPython3_EXECUTABLE={sys.executable}"],
+        ["cmake", "--build", build, "--parallel", "2"],
+    ):
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    return Native(build, onnxruntime_library())
+    return Native(
+        build,
+        wheel_library("onnxruntime", "capi/libonnxruntime.so.*"),
+        wheel_library("openvino", "libs/libopenvino_c.so.*"),
+    )
 
 
-def onnxruntime_library() -> Path:
-    """libonnxruntime.so of the installed wheel, whatever its release."""
-    import onnxruntime
+def wheel_library(package: str, pattern: str) -> Path:
+    """The library in an installed wheel, whatever its release. The package is not imported."""
+    spec = find_spec(package)
+    assert spec is not None, f"{package} is not installed"
+    assert spec.origin is not None
+    return next(Path(spec.origin).parent.glob(pattern))
 
-    return next(Path(onnxruntime.__file__).parent.joinpath("capi").glob("libonnxruntime.so.*"))
+
+@pytest.fixture(scope="session")
+def write_bundle() -> Callable[..., Path]:
+    """`write_made_up_bundle`, for a test that alters what it wrote."""
+    return write_made_up_bundle
+
+
+def write_made_up_bundle(folder: Path, width: int = 64, height: int = 64, style: str = "v1.1") -> Path:
+    """A bundle that opens and that the fake engine runs; its graphs hold nothing."""
+    from posecrafter.manifest import Defaults, Latents, Manifest, Range, Text
+    from posecrafter.pose import PoseTrack, write_poses
+    from posecrafter.schedule import Schedule
+
+    (folder / "graphs").mkdir(parents=True)
+    (folder / "person").mkdir()
+    for name in ("pose_encoder", "denoiser", "vae_decoder"):
+        (folder / f"graphs/{name}.onnx").write_bytes(b"graph " * 100)
+    random = np.random.default_rng(0)
+    xy = random.uniform(10, 50, (4, 130, 2)).astype(np.float32)
+    write_poses(folder / "person/poses.json", PoseTrack(xy, np.ones((4, 130), np.float32), width, height))
+    save_file(
+        {"latents": random.standard_normal((4, 4, height // 8, width // 8)).astype(np.float16)},
+        folder / "person/latents.safetensors",
+    )
+    text = {name: np.zeros((5, 6), np.float32) for name in ("prompt", "empty")}
+    save_file(text, folder / "person/text.safetensors")
+    Manifest(
+        precision="fp32",
+        width=Range(width, width, 8),
+        height=Range(height, height, 8),
+        frames=Range(1, 33),
+        prompts=Range(1, 4),
+        latents=Latents(channels=4, factor=8, scaling_factor=1.0),
+        text=Text(tokens=5, width=6, prompt="a person"),
+        schedule=Schedule(),
+        defaults=Defaults(width=width, height=height, steps=4, guidance=2.0, control_scale=1.0),
+        pose_style=style,
+        fps=25.0,
+        training_frames=4,
+        network_width=32,
+        files=Manifest.entries(folder),
+    ).write(folder)
+    return folder

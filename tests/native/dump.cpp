@@ -23,11 +23,13 @@ void run(const std::string& bundle, Words words) {
     if (words.count("engine")) options.engine = words["engine"].c_str();
     if (words.count("library")) options.engine_library = words["library"].c_str();
     if (words.count("device")) options.device = words["device"].c_str();
+    if (words.count("precision")) options.precision = words["precision"].c_str();
     options.threads = static_cast<std::int32_t>(number("threads", 0));
     posecrafter::Session session(bundle, options);
     if (!words.count("poses")) return;
     const auto poses = posecrafter::Poses::read(words["poses"]);
     posecrafter::Request request(poses);
+    request.reference = static_cast<std::int32_t>(number("reference", PC_DEFAULT));
     request.steps = static_cast<std::int32_t>(number("steps", PC_DEFAULT));
     request.guidance = number("guidance", PC_DEFAULT);
     request.control_scale = number("control_scale", PC_DEFAULT);
@@ -44,7 +46,8 @@ void run(const std::string& bundle, Words words) {
     const posecrafter::Video maps = session.draw(request);
     save(words["out"] + "/maps.u8", maps.data.data(), maps.data.size());
     const pc_description about = session.description();
-    const std::size_t cells = std::size_t(about.height / about.latent_factor) * std::size_t(about.width / about.latent_factor);
+    const std::size_t cells =
+        std::size_t(about.height / about.latent_factor) * std::size_t(about.width / about.latent_factor);
     std::vector<float> latents(std::size_t(maps.frames) * std::size_t(about.latent_channels) * cells);
     std::vector<std::uint8_t> frames(maps.data.size());
     pc_output output;

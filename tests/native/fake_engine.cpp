@@ -1,7 +1,5 @@
 // An engine of a few lines, with the graphs of a bundle as plain arithmetic. Its device says what shall go wrong:
 // "cpu" nothing, "nan" the latents, "run" a run, "load" a graph.
-#include "engine.h"
-
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -9,6 +7,8 @@
 #include <map>
 #include <string>
 #include <vector>
+
+#include "engine.h"
 
 namespace {
 
@@ -74,7 +74,8 @@ Tensor decode(const Tensor& latents) {
             for (std::int64_t x = 0; x < wide * 8; ++x)
                 for (std::int64_t c = 0; c < 3; ++c) {
                     const auto place = ((f * latents.shape[1] + c) * high + y / 8) * wide + x / 8;
-                    out.values.push_back(std::clamp(latents.values[static_cast<std::size_t>(place)] * 40 + 128, 0.0F, 255.0F));
+                    out.values.push_back(
+                        std::clamp(latents.values[static_cast<std::size_t>(place)] * 40 + 128, 0.0F, 255.0F));
                 }
     return out;
 }
@@ -101,11 +102,13 @@ const pc_engine_module module{
         const auto& inputs = static_cast<Graph*>(raw)->inputs;
         return index < inputs.size() ? inputs[index] : nullptr;
     },
-    .upload = [](void*, int type, const void* data, const std::int64_t* shape, std::size_t rank, pc_engine_failure*) -> void* {
+    .upload = [](void*, int type, const void* data, const std::int64_t* shape, std::size_t rank,
+                 pc_engine_failure*) -> void* {
         auto* tensor = new Tensor{{shape, shape + rank}, {}};
         const std::size_t size = size_of(tensor->shape);
         if (type == PC_ENGINE_INT64)
-            tensor->values.assign(static_cast<const std::int64_t*>(data), static_cast<const std::int64_t*>(data) + size);
+            tensor->values.assign(static_cast<const std::int64_t*>(data),
+                                  static_cast<const std::int64_t*>(data) + size);
         else
             tensor->values.assign(static_cast<const float*>(data), static_cast<const float*>(data) + size);
         return tensor;
@@ -131,4 +134,6 @@ const pc_engine_module module{
 
 }  // namespace
 
-extern "C" __attribute__((visibility("default"))) const pc_engine_module* pc_engine_module_v1() { return &module; }
+extern "C" __attribute__((visibility("default"))) const pc_engine_module* pc_engine_module_v1() {
+    return &module;
+}

@@ -2,12 +2,18 @@
 #include <stddef.h>
 #include <stdint.h>
 
-static const void *get_api(uint32_t version) { return version > 3 ? NULL : "an old interface"; }
-static const char *get_version(void) { return "1.3.0"; }
+static const void* get_api(uint32_t version) {
+    return version > 3 ? NULL : "an old interface";
+}
+static const char* get_version(void) {
+    return "1.3.0";
+}
 
 static const struct {
-    const void *(*get_api)(uint32_t version);
-    const char *(*get_version)(void);
+    const void* (*get_api)(uint32_t version);
+    const char* (*get_version)(void);
 } base = {get_api, get_version};
 
-__attribute__((visibility("default"))) const void *OrtGetApiBase(void) { return &base; }
+__attribute__((visibility("default"))) const void* OrtGetApiBase(void) {
+    return &base;
+}

@@ -14,7 +14,9 @@ namespace {
 using Json = nlohmann::ordered_json;
 namespace fs = std::filesystem;
 
-void write(const fs::path& path, const std::string& content) { std::ofstream(path, std::ios::binary) << content; }
+void write(const fs::path& path, const std::string& content) {
+    std::ofstream(path, std::ios::binary) << content;
+}
 
 // Tensors of noise, by name.
 void write_tensors(const fs::path& path, const std::vector<std::pair<std::string, std::vector<int>>>& tensors) {
@@ -40,10 +42,11 @@ void write_poses(const fs::path& path, const std::vector<float>& points) {
     };
     Json frames = Json::array();
     for (std::size_t f = 0; f < points.size() / 390; ++f)
-        frames.push_back({{"people", {{{"pose_keypoints_2d", part(f, 0, 18)},
-                                       {"hand_left_keypoints_2d", part(f, 18, 39)},
-                                       {"hand_right_keypoints_2d", part(f, 39, 60)},
-                                       {"face_keypoints_2d", part(f, 60, 130)}}}},
+        frames.push_back({{"people",
+                           {{{"pose_keypoints_2d", part(f, 0, 18)},
+                             {"hand_left_keypoints_2d", part(f, 18, 39)},
+                             {"hand_right_keypoints_2d", part(f, 39, 60)},
+                             {"face_keypoints_2d", part(f, 60, 130)}}}},
                           {"canvas_width", 64},
                           {"canvas_height", 64},
                           {"keypoint_units", "pixel"}});
@@ -53,19 +56,28 @@ void write_poses(const fs::path& path, const std::vector<float>& points) {
 void write_manifest(const fs::path& folder) {
     const Json range = {{"min", 64}, {"max", 64}, {"multiple", 8}};
     Json manifest = {
-        {"format", "posecrafter-bundle"}, {"format_version", 1}, {"precision", "fp32"}, {"width", range}, {"height", range},
+        {"format", "posecrafter-bundle"},
+        {"format_version", 1},
+        {"precision", "fp32"},
+        {"width", range},
+        {"height", range},
         {"frames", {{"min", 1}, {"max", 9}, {"multiple", 1}}},
         {"prompts", {{"min", 1}, {"max", 4}, {"multiple", 1}}},
         {"latents", {{"channels", 4}, {"factor", 8}, {"scaling_factor", 1.0}}},
         {"text", {{"tokens", 5}, {"width", 6}, {"prompt", "a person"}}},
         {"schedule", Json::object()},
         {"defaults", {{"width", 64}, {"height", 64}, {"steps", 4}, {"guidance", 2.0}, {"control_scale", 1.0}}},
-        {"pose_style", "v1.1"}, {"fps", 25.0}, {"training_frames", 6}, {"network_width", 32}, {"kind", "merged"},
-        {"parity", Json::object()}, {"provenance", Json::object()}};
+        {"pose_style", "v1.1"},
+        {"fps", 25.0},
+        {"training_frames", 6},
+        {"network_width", 32},
+        {"kind", "merged"},
+        {"parity", Json::object()},
+        {"provenance", Json::object()}};
     for (const auto& item : fs::recursive_directory_iterator(folder))
         if (item.is_regular_file())
-            manifest["files"][fs::relative(item.path(), folder).string()] = {{"bytes", item.file_size()},
-                                                                             {"sha256", posecrafter::sha256_of(item.path())}};
+            manifest["files"][fs::relative(item.path(), folder).string()] = {
+                {"bytes", item.file_size()}, {"sha256", posecrafter::sha256_of(item.path())}};
     write(folder / "manifest.json", manifest.dump());
 }
 
@@ -76,7 +88,8 @@ SmallBundle::SmallBundle() {
     folder_ = mkdtemp(name.data());
     fs::create_directories(folder_ / "graphs");
     fs::create_directories(folder_ / "person");
-    for (const char* graph : {"pose_encoder", "denoiser", "vae_decoder"}) write(folder_ / "graphs" / (std::string(graph) + ".onnx"), graph);
+    for (const char* graph : {"pose_encoder", "denoiser", "vae_decoder"})
+        write(folder_ / "graphs" / (std::string(graph) + ".onnx"), graph);
     write_poses(folder_ / "person/poses.json", moving_person(6));
     write_tensors(folder_ / "person/latents.safetensors", {{"latents", {6, 4, 8, 8}}});
     write_tensors(folder_ / "person/text.safetensors", {{"empty", {5, 6}}, {"prompt", {5, 6}}});

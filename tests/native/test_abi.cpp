@@ -89,7 +89,9 @@ void cancelling_at_any_step_leaves_a_whole_session(const std::string& bundle) {
     posecrafter::Request request = request_for(points);
     posecrafter::Session session(bundle, fake());
     const auto expected = session.render(request).data;
-    request.progress = [](void* user, const char*, std::int32_t, std::int32_t) { return int(static_cast<Countdown*>(user)->left-- == 0); };
+    request.progress = [](void* user, const char*, std::int32_t, std::int32_t) {
+        return int(static_cast<Countdown*>(user)->left-- == 0);
+    };
     std::vector<std::uint8_t> frames(expected.size());
     pc_output output;
     pc_output_init(&output);
@@ -118,7 +120,8 @@ void failing_engines_are_errors(const std::string& bundle) {
     pc_output_init(&output);
     output.frames = frames.data();
     output.frames_bytes = frames.size();
-    for (const auto& [device, code] : {std::pair("nan", "nan-latents"), {"run", "engine-run"}, {"load", "engine-load"}}) {
+    for (const auto& [device, code] :
+         {std::pair("nan", "nan-latents"), {"run", "engine-run"}, {"load", "engine-load"}}) {
         posecrafter::Session session(bundle, fake(device));
         REFUSED(code, pc_render(session.get(), &request, &output));
         CLAIM(pc_render(session.get(), &request, &output) == PC_ENGINE_ERROR);

@@ -7,49 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
 from posecrafter.errors import PoseCrafterError
 from posecrafter.files import sha256_of
-from posecrafter.manifest import Defaults, Latents, Manifest, Range, Text
-from posecrafter.pose import PoseTrack, write_poses
 from posecrafter.runtime import Bundle
-from posecrafter.schedule import Schedule
-
-
-def write_bundle(folder: Path) -> Path:
-    """A bundle that opens; its graphs are never loaded."""
-    (folder / "graphs").mkdir(parents=True)
-    (folder / "person").mkdir()
-    for name in ("pose_encoder", "denoiser", "vae_decoder"):
-        (folder / f"graphs/{name}.onnx").write_bytes(b"graph " * 100)
-    random = np.random.default_rng(0)
-    xy = random.uniform(10, 50, (4, 130, 2)).astype(np.float32)
-    write_poses(folder / "person/poses.json", PoseTrack(xy, np.ones((4, 130), np.float32), 64, 64))
-    save_file(
-        {"latents": random.standard_normal((4, 4, 8, 8)).astype(np.float16)}, folder / "person/latents.safetensors"
-    )
-    text = {name: np.zeros((5, 6), np.float32) for name in ("prompt", "empty")}
-    save_file(text, folder / "person/text.safetensors")
-    Manifest(
-        precision="fp32",
-        width=Range(64, 64, 8),
-        height=Range(64, 64, 8),
-        frames=Range(1, 33),
-        prompts=Range(1, 4),
-        latents=Latents(channels=4, factor=8, scaling_factor=1.0),
-        text=Text(tokens=5, width=6, prompt="a person"),
-        schedule=Schedule(),
-        defaults=Defaults(width=64, height=64, steps=4, guidance=2.0, control_scale=1.0),
-        pose_style="v1.1",
-        fps=25.0,
-        training_frames=4,
-        network_width=32,
-        files=Manifest.entries(folder),
-    ).write(folder)
-    return folder
 
 
 def edit_manifest(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
@@ -150,13 +112,13 @@ def python_code(folder: Path) -> str:
     return ""
 
 
-def test_a_whole_bundle_opens_in_both(library: Any, tmp_path: Path) -> None:
+def test_a_whole_bundle_opens_in_both(library: Any, write_bundle: Any, tmp_path: Path) -> None:
     folder = write_bundle(tmp_path / "bundle")
     assert (python_code(folder), library.open(folder)) == ("", "")
 
 
 @pytest.mark.parametrize("name", MALFORMED)
-def test_a_malformed_bundle_has_one_code_in_both(name: str, library: Any, tmp_path: Path) -> None:
+def test_a_malformed_bundle_has_one_code_in_both(name: str, library: Any, write_bundle: Any, tmp_path: Path) -> None:
     folder = write_bundle(tmp_path / "bundle")
     MALFORMED[name](folder)
     expected = python_code(folder)

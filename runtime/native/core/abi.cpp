@@ -52,7 +52,8 @@ pc_status note(pc_status status, const char* code, const char* message) noexcept
 
 template <class Work>
 pc_status guarded(Work work) noexcept {
-    constexpr pc_status status_of[] = {PC_INTERNAL_ERROR, PC_REQUEST_ERROR, PC_BUNDLE_ERROR, PC_ENGINE_ERROR, PC_POSE_ERROR};
+    constexpr pc_status status_of[] = {PC_INTERNAL_ERROR, PC_REQUEST_ERROR, PC_BUNDLE_ERROR, PC_ENGINE_ERROR,
+                                       PC_POSE_ERROR};
     try {
         work();
         last_error() = {};  // only now: callbacks may have made calls of their own
@@ -78,10 +79,12 @@ Struct taken(const Struct* given, Struct known, const char* name) {
     need(given, name);
     const std::size_t size = given->struct_size;
     if (size < sizeof given->struct_size || size > 1 << 16)
-        throw Error(Kind::request, "struct-size", text(name, " has struct_size ", size, "; call its _init function first"));
+        throw Error(Kind::request, "struct-size",
+                    text(name, " has struct_size ", size, "; call its _init function first"));
     const auto* bytes = reinterpret_cast<const unsigned char*>(given);
     if (std::any_of(bytes + std::min(size, sizeof known), bytes + size, [](unsigned char byte) { return byte != 0; }))
-        throw Error(Kind::request, "struct-size", text(name, " uses fields that this release does not know; update the library"));
+        throw Error(Kind::request, "struct-size",
+                    text(name, " uses fields that this release does not know; update the library"));
     std::memcpy(&known, given, std::min(size, sizeof known));
     return known;
 }
@@ -91,7 +94,8 @@ class Hold {
   public:
     explicit Hold(pc_session& session) : session_(session) {
         if (session_.busy.exchange(true, std::memory_order_acquire))
-            throw Error(Kind::request, "session-busy", "the session is in use by another call; open one session for each thread");
+            throw Error(Kind::request, "session-busy",
+                        "the session is in use by another call; open one session for each thread");
     }
     Hold(const Hold&) = delete;
     Hold& operator=(const Hold&) = delete;
@@ -106,15 +110,18 @@ posecrafter::EngineOptions options_of(const pc_options* given) {
     pc_options_init(&options);
     if (given) options = taken(given, options, "options");
     if (options.threads < 0 || options.threads > 4096)
-        throw Error(Kind::request, "threads-range", text("threads is ", options.threads, "; it must be between 0 and 4096"));
+        throw Error(Kind::request, "threads-range",
+                    text("threads is ", options.threads, "; it must be between 0 and 4096"));
     const auto or_empty = [](const char* value) { return std::string(value ? value : ""); };
-    return {options.engine ? options.engine : "auto", or_empty(options.engine_library), or_empty(options.device), options.threads};
+    return {options.engine ? options.engine : "auto", or_empty(options.engine_library), or_empty(options.device),
+            or_empty(options.precision), options.threads};
 }
 
 std::optional<posecrafter::Canvas> canvas_of(std::int32_t width, std::int32_t height) {
     if (width == 0 && height == 0) return std::nullopt;
     if (width < 1 || height < 1)
-        throw Error(Kind::pose, "poses-shape", text("canvas of ", width, "x", height, " pixels; both sides must be at least 1"));
+        throw Error(Kind::pose, "poses-shape",
+                    text("canvas of ", width, "x", height, " pixels; both sides must be at least 1"));
     return posecrafter::Canvas{width, height};
 }
 
@@ -122,7 +129,8 @@ posecrafter::Track track_of(const pc_key_points& points) {
     need(points.points, "request.poses.points");
     constexpr std::int32_t most = 1 << 20;
     if (points.frames > most)
-        throw Error(Kind::pose, "poses-shape", text("poses has ", points.frames, " frames; at most ", most, " are taken"));
+        throw Error(Kind::pose, "poses-shape",
+                    text("poses has ", points.frames, " frames; at most ", most, " are taken"));
     const auto* first = reinterpret_cast<const posecrafter::KeyPoint*>(points.points);
     return {{first, first + std::size_t(points.frames) * posecrafter::key_points}, points.width, points.height};
 }
@@ -140,7 +148,8 @@ std::optional<Value> unless_default(Value value) {
 posecrafter::Request request_of(const pc_request& given) {
     using posecrafter::Region;
     posecrafter::Request request;
-    if (given.poses.frames < 0 || given.image_frames < 0 || (given.image_frames > 0) != (given.control_images != nullptr) ||
+    if (given.poses.frames < 0 || given.image_frames < 0 ||
+        (given.image_frames > 0) != (given.control_images != nullptr) ||
         (given.poses.frames > 0 && given.image_frames > 0 && given.poses.frames != given.image_frames))
         throw Error(Kind::request, "frames-differ",
                     text("the request has ", given.poses.frames, " poses and ", given.image_frames,
@@ -159,9 +168,11 @@ posecrafter::Request request_of(const pc_request& given) {
     constexpr posecrafter::Inversion inversions[] = {posecrafter::Inversion::reference, posecrafter::Inversion::target,
                                                      posecrafter::Inversion::none};
     request.inversion = inversions[choice(given.inversion, 2, "inversion", "a pc_inversion")];
-    request.warp = choice(given.warp, 1, "warp", "a pc_warp") ? posecrafter::Warp::bilinear : posecrafter::Warp::nearest;
+    request.warp =
+        choice(given.warp, 1, "warp", "a pc_warp") ? posecrafter::Warp::bilinear : posecrafter::Warp::nearest;
     if (given.edit > PC_ALL_REGIONS)
-        throw Error(Kind::request, "edit-region", text("unknown edit regions ", given.edit, "; the bits are those of pc_region"));
+        throw Error(Kind::request, "edit-region",
+                    text("unknown edit regions ", given.edit, "; the bits are those of pc_region"));
     request.edit.clear();
     for (const Region region : posecrafter::regions)
         if (given.edit >> static_cast<int>(region) & 1) request.edit.push_back(region);
@@ -189,9 +200,15 @@ std::size_t picture_bytes(const posecrafter::Bundle& bundle) {
 
 }  // namespace
 
-const char* pc_version(void) { return POSECRAFTER_VERSION; }
-const char* pc_last_error_code(void) { return last_error().code.c_str(); }
-const char* pc_last_error_message(void) { return last_error().message.c_str(); }
+const char* pc_version(void) {
+    return POSECRAFTER_VERSION;
+}
+const char* pc_last_error_code(void) {
+    return last_error().code.c_str();
+}
+const char* pc_last_error_message(void) {
+    return last_error().message.c_str();
+}
 
 pc_status pc_open(const char* bundle, const pc_options* options, pc_session** session) {
     return guarded([&] {
@@ -209,7 +226,8 @@ pc_status pc_close(pc_session** session) {
         need(session, "session");
         if (!*session) return;
         if ((*session)->busy.exchange(true, std::memory_order_acquire))
-            throw Error(Kind::request, "session-busy", "the session is in use by another call; wait for it or cancel it");
+            throw Error(Kind::request, "session-busy",
+                        "the session is in use by another call; wait for it or cancel it");
         delete *session;
         *session = nullptr;
     });
@@ -233,9 +251,23 @@ pc_status pc_describe(pc_session* session, pc_description* description) {
         pc_description out = taken(description, pc_description{}, "description");
         const posecrafter::Manifest& m = session->session.bundle().manifest;
         const auto size = out.struct_size;
-        out = {size, m.width, m.height, m.channels, m.factor, m.tokens, m.text_width, m.training_frames,
-               static_cast<std::int32_t>(m.frames.max) - 1, m.steps, m.guidance, m.control_scale, m.fps,
-               m.pose_style.c_str(), m.prompt.c_str(), session->engine.c_str(), session->device.c_str()};
+        out = {size,
+               m.width,
+               m.height,
+               m.channels,
+               m.factor,
+               m.tokens,
+               m.text_width,
+               m.training_frames,
+               static_cast<std::int32_t>(m.frames.max) - 1,
+               m.steps,
+               m.guidance,
+               m.control_scale,
+               m.fps,
+               m.pose_style.c_str(),
+               m.prompt.c_str(),
+               session->engine.c_str(),
+               session->device.c_str()};
         std::memcpy(description, &out, std::min<std::size_t>(size, sizeof out));
     });
 }
@@ -248,7 +280,8 @@ pc_status pc_poses_read(const char* path, std::int32_t width, std::int32_t heigh
     });
 }
 
-pc_status pc_poses_parse(const char* json, std::size_t length, std::int32_t width, std::int32_t height, pc_poses** poses) {
+pc_status pc_poses_parse(const char* json, std::size_t length, std::int32_t width, std::int32_t height,
+                         pc_poses** poses) {
     return guarded([&] {
         need(json, "text");
         need(poses, "poses");
@@ -287,8 +320,9 @@ pc_status pc_planned_view(const pc_planned* plan, pc_plan_summary* summary) {
         need(plan, "plan");
         need(summary, "summary");
         const posecrafter::Plan& p = plan->plan;
-        *summary = {p.frames, p.width, p.height, p.reference, static_cast<std::int32_t>(p.windows.size()),
-                    p.evaluations, p.memory, plan->json.c_str()};
+        *summary = {
+            p.frames,      p.width,  p.height,          p.reference, static_cast<std::int32_t>(p.windows.size()),
+            p.evaluations, p.memory, plan->json.c_str()};
     });
 }
 
@@ -313,10 +347,13 @@ pc_status pc_render(pc_session* session, const pc_request* request, const pc_out
         need_bytes("output.frames", out.frames, out.frames_bytes, frames * picture_bytes(bundle));
         need_bytes("output.latents", out.latents, out.latents_bytes, frames * bundle.latent_size() * sizeof(float));
         if (!out.frames && !out.latents && !raw.preview)
-            throw Error(Kind::request, "null-argument", "neither output nor a preview callback takes the frames; give one");
+            throw Error(Kind::request, "null-argument",
+                        "neither output nor a preview callback takes the frames; give one");
         posecrafter::Progress progress;
         if (raw.progress)
-            progress = [&](const char* stage, int done, int total) { return raw.progress(raw.user, stage, done, total) != 0; };
+            progress = [&](const char* stage, int done, int total) {
+                return raw.progress(raw.user, stage, done, total) != 0;
+            };
         posecrafter::Preview preview;
         if (raw.preview)
             preview = [&](int first, int count, const std::uint8_t* pictures) {
@@ -333,7 +370,8 @@ pc_status pc_draw(pc_session* session, const pc_request* request, std::uint8_t* 
         const Hold hold(*session);
         const posecrafter::Request wanted = request_of(taken_request(request));
         wanted.check();
-        if (!wanted.poses) throw Error(Kind::request, "poses-empty", "the request has no poses to draw; give key points");
+        if (!wanted.poses)
+            throw Error(Kind::request, "poses-empty", "the request has no poses to draw; give key points");
         const posecrafter::Bundle& bundle = session->session.bundle();
         need_bytes("images", images, bytes, std::size_t(wanted.frames) * picture_bytes(bundle));
         const posecrafter::Track track = wanted.poses->framed(bundle.manifest.width, bundle.manifest.height);

@@ -18,8 +18,9 @@ std::string shape_text(const Shape& shape) {
 
 void expect(const std::string& name, const Shape& found, const Shape& wanted) {
     if (found != wanted)
-        throw Error(Kind::bundle, "bundle-person",
-                    text(name, ": ", shape_text(found), ", the manifest says ", shape_text(wanted), "; export it again"));
+        throw Error(
+            Kind::bundle, "bundle-person",
+            text(name, ": ", shape_text(found), ", the manifest says ", shape_text(wanted), "; export it again"));
 }
 
 Floats take(std::map<std::string, Floats>& tensors, const std::filesystem::path& path, const std::string& name) {
@@ -44,8 +45,12 @@ Bundle Bundle::open(const std::filesystem::path& folder) {
     m.verify(folder);
     const auto latents_path = folder / "person/latents.safetensors", text_path = folder / "person/text.safetensors";
     auto latents = read_tensors(latents_path), words = read_tensors(text_path);
-    Bundle bundle{folder, m, read_poses(folder / "person/poses.json"), take(latents, latents_path, "latents"),
-                  take(words, text_path, "prompt"), take(words, text_path, "empty")};
+    Bundle bundle{folder,
+                  m,
+                  read_poses(folder / "person/poses.json"),
+                  take(latents, latents_path, "latents"),
+                  take(words, text_path, "prompt"),
+                  take(words, text_path, "empty")};
     expect("latents", bundle.latents.shape, {m.training_frames, m.channels, bundle.cells_high(), bundle.cells_wide()});
     expect("poses", {bundle.poses.frames()}, {m.training_frames});
     expect("the poses' canvas", {bundle.poses.width(), bundle.poses.height()}, {m.width, m.height});

@@ -15,7 +15,7 @@ struct Pen {
 };
 constexpr Pen wide{4, 2, 4, 3}, narrow{1, 1, 1, 0};
 
-constexpr int limbs[17][2] = {{1, 2}, {1, 5}, {2, 3}, {3, 4}, {5, 6}, {6, 7}, {1, 8}, {8, 9}, {9, 10},
+constexpr int limbs[17][2] = {{1, 2},  {1, 5},   {2, 3},   {3, 4}, {5, 6},  {6, 7},   {1, 8},  {8, 9},  {9, 10},
                               {1, 11}, {11, 12}, {12, 13}, {1, 0}, {0, 14}, {14, 16}, {0, 15}, {15, 17}};
 constexpr Colour colours[18] = {{255, 0, 0}, {255, 85, 0}, {255, 170, 0}, {255, 255, 0}, {170, 255, 0}, {85, 255, 0},
                                 {0, 255, 0}, {0, 255, 85}, {0, 255, 170}, {0, 255, 255}, {0, 170, 255}, {0, 85, 255},
@@ -28,7 +28,9 @@ bool is_drawn(const KeyPoint& p) {
     return p.visible() && std::abs(p.x) < farthest && std::abs(p.y) < farthest;
 }
 
-Pixel pixel(double x, double y) { return {static_cast<std::int64_t>(x), static_cast<std::int64_t>(y)}; }
+Pixel pixel(double x, double y) {
+    return {static_cast<std::int64_t>(x), static_cast<std::int64_t>(y)};
+}
 
 void draw_point(const Canvas8& canvas, const KeyPoint& p, int radius, Colour colour) {
     if (is_drawn(p)) draw_disc(canvas, pixel(p.x, p.y), radius, colour);
@@ -57,7 +59,8 @@ void draw_body_v10(const Canvas8& canvas, const KeyPoint* points, const Pen& pen
     std::vector<std::uint8_t> copy(canvas.size());
     for (int i = 0; i < 17; ++i) {
         std::copy_n(canvas.data, canvas.size(), copy.data());
-        draw_limb({copy.data(), canvas.width, canvas.height}, points[limbs[i][0]], points[limbs[i][1]], pen, colours[i]);
+        draw_limb({copy.data(), canvas.width, canvas.height}, points[limbs[i][0]], points[limbs[i][1]], pen,
+                  colours[i]);
         for (std::size_t j = 0; j < canvas.size(); ++j)
             canvas.data[j] = static_cast<std::uint8_t>(std::lrint(0.4 * canvas.data[j] + 0.6 * copy[j]));
     }
@@ -98,7 +101,8 @@ void draw_frame(const Canvas8& canvas, const KeyPoint* points, const std::string
 
 std::vector<std::uint8_t> draw_poses(const Track& track, const std::string& style) {
     if (style != "v1.1" && style != "v1.0" && style != "v1.1-small")
-        throw Error(Kind::pose, "pose-style", text("unknown pose style '", style, "'; choose one of v1.1, v1.0, v1.1-small"));
+        throw Error(Kind::pose, "pose-style",
+                    text("unknown pose style '", style, "'; choose one of v1.1, v1.0, v1.1-small"));
     const std::size_t size = std::size_t(track.width()) * std::size_t(track.height()) * 3;
     std::vector<std::uint8_t> images(size * std::size_t(track.frames()));
     for (int i = 0; i < track.frames(); ++i)

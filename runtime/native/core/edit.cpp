@@ -18,7 +18,7 @@ constexpr double least_area = 0.2, greatest_area = 5.0;
 // Second moments of matched points about their means: p of the reference, q of the target.
 struct Moments {
     int count = 0;
-    long double px = 0, py = 0, qx = 0, qy = 0;                              // means
+    long double px = 0, py = 0, qx = 0, qy = 0;                                 // means
     long double pxx = 0, pxy = 0, pyy = 0, qxx = 0, qxy = 0, qyx = 0, qyy = 0;  // sums; qxy: target x with reference y
 };
 
@@ -62,9 +62,13 @@ Affine fit_similarity(const Moments& m) {
     return around_means(m, cosine, -sine, sine, cosine);
 }
 
-double area(const Affine& a) { return a[0] * a[4] - a[1] * a[3]; }
+double area(const Affine& a) {
+    return a[0] * a[4] - a[1] * a[3];
+}
 
-bool is_plausible(double change) { return change >= least_area && change <= greatest_area; }
+bool is_plausible(double change) {
+    return change >= least_area && change <= greatest_area;
+}
 
 bool find_box(const KeyPoint* target, Part part, const Cells& cells, int factor, Motion& motion) {
     double left = INFINITY, right = -INFINITY, top = INFINITY, bottom = -INFINITY;
@@ -75,7 +79,8 @@ bool find_box(const KeyPoint* target, Part part, const Cells& cells, int factor,
     }
     const auto cell = [&](double value, int limit) { return static_cast<int>(std::clamp<double>(value, 0, limit)); };
     motion.left = cell(std::floor(left / factor), cells.wide), motion.top = cell(std::floor(top / factor), cells.high);
-    motion.right = cell(std::ceil(right / factor), cells.wide), motion.bottom = cell(std::ceil(bottom / factor), cells.high);
+    motion.right = cell(std::ceil(right / factor), cells.wide),
+    motion.bottom = cell(std::ceil(bottom / factor), cells.high);
     return motion.left < motion.right && motion.top < motion.bottom;
 }
 

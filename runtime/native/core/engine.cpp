@@ -13,7 +13,8 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr std::array known{"onnxruntime", "openvino", "tensorrt"};
+constexpr std::array known{"openvino", "onnxruntime", "tensorrt"};
+constexpr std::array automatic{"openvino", "onnxruntime"};  // fastest first
 
 // The folder of the library that this code is in.
 fs::path own_folder() {
@@ -27,8 +28,7 @@ fs::path module_path(const std::string& name) {
     return own_folder() / "posecrafter" / ("engine_" + name + ".so");
 }
 
-const pc_engine_module* open_module(std::string name) {
-    if (name == "auto") name = known[0];
+const pc_engine_module* open_module(const std::string& name) {
     const fs::path path = module_path(name);
     const bool is_path = name.find('/') != std::string::npos;
     if (!is_path && std::find(known.begin(), known.end(), name) == known.end())
@@ -49,16 +49,31 @@ const pc_engine_module* open_module(std::string name) {
     return module;
 }
 
-[[noreturn]] void fail(const pc_engine_failure& failure) { throw Error(Kind::engine, failure.code, failure.message); }
+[[noreturn]] void fail(const pc_engine_failure& failure) {
+    throw Error(Kind::engine, failure.code, failure.message);
+}
 
 }  // namespace
 
 Engine::Engine(const EngineOptions& options, const fs::path& folder, const Manifest& manifest)
-    : module_(open_module(options.name)), engine_(nullptr, module_->close), folder_(folder), manifest_(manifest) {
+    : engine_(nullptr, nullptr), folder_(folder), manifest_(manifest) {
+    if (options.name != "auto") open(options.name, options);
+    for (std::size_t i = 0; !engine_; ++i) {
+        try {
+            open(automatic[i], options);
+        } catch (const Error&) {
+            if (i + 1 == automatic.size()) throw;
+        }
+    }
+}
+
+void Engine::open(const std::string& name, const EngineOptions& options) {
+    module_ = open_module(name);
     const auto given = [](const std::string& value) { return value.empty() ? nullptr : value.c_str(); };
-    const pc_engine_options raw{given(options.library), given(options.device), options.threads};
+    const pc_engine_options raw{given(options.library), given(options.device), given(options.precision),
+                                options.threads};
     pc_engine_failure failure{};
-    engine_.reset(module_->open(&raw, &failure));
+    engine_ = Handle(module_->open(&raw, &failure), module_->close);
     if (!engine_) fail(failure);
 }
 
@@ -68,7 +83,8 @@ void* Engine::load(const std::string& graph) {
     std::string stem = "graphs/" + graph + module_->variant(engine_.get());
     if (!manifest_.lists(stem + ".onnx")) stem = "graphs/" + graph;
     if (!manifest_.lists(stem + ".onnx"))
-        throw Error(Kind::engine, "engine-load", text(folder_.string(), " has no graph '", graph, "'; export it again"));
+        throw Error(Kind::engine, "engine-load",
+                    text(folder_.string(), " has no graph '", graph, "'; export it again"));
     pc_engine_failure failure{};
     Handle loaded(module_->load(engine_.get(), (folder_ / stem).c_str(), &failure), module_->unload);
     if (!loaded) fail(failure);
@@ -82,7 +98,8 @@ Tensor Engine::owned(void* tensor, const pc_engine_failure& failure) {
 
 Tensor Engine::upload(const std::vector<std::int64_t>& shape, const float* data) {
     pc_engine_failure failure{};
-    return owned(module_->upload(engine_.get(), PC_ENGINE_FLOAT32, data, shape.data(), shape.size(), &failure), failure);
+    return owned(module_->upload(engine_.get(), PC_ENGINE_FLOAT32, data, shape.data(), shape.size(), &failure),
+                 failure);
 }
 
 Tensor Engine::upload(std::int64_t value) {
@@ -100,7 +117,8 @@ Tensor Engine::run(const std::string& graph, Inputs inputs, const char* output) 
                                         [&](const auto& input) { return std::string_view(input.first) == name; });
         if (given == inputs.end())
             throw Error(Kind::engine, "engine-load",
-                        text("graph '", graph, "' wants an input '", name, "' that this release does not know; update posecrafter"));
+                        text("graph '", graph, "' wants an input '", name,
+                             "' that this release does not know; update posecrafter"));
         names.push_back(name);
         tensors.push_back(given->second->get());
     }

@@ -16,8 +16,9 @@
 namespace posecrafter {
 
 struct EngineOptions {
-    std::string name = "auto";     // "onnxruntime", "openvino", "tensorrt", or the path of a module
-    std::string library, device;   // empty: the engine's default
+    std::string name = "auto";  // the first of "openvino" and "onnxruntime" that opens; "onnxruntime", "openvino",
+                                // "tensorrt", or the path of a module
+    std::string library, device, precision;  // empty: the engine's default
     int threads = 0;
 };
 
@@ -46,10 +47,11 @@ class Engine {
   private:
     using Handle = std::unique_ptr<void, void (*)(void*)>;
 
+    void open(const std::string& name, const EngineOptions& options);
     void* load(const std::string& graph);
     Tensor owned(void* tensor, const pc_engine_failure& failure);
 
-    const pc_engine_module* module_;
+    const pc_engine_module* module_ = nullptr;
     Handle engine_;
     std::map<std::string, Handle> graphs_;
     std::filesystem::path folder_;

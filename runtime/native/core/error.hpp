@@ -1,4 +1,5 @@
-// Every error a caller can cause or meet: a kind, a stable code and one line that holds the cure. The codes are Python's.
+// Every error a caller can cause or meet: a kind, a stable code and one line that holds the cure. The codes are
+// Python's.
 #pragma once
 
 #include <sstream>

@@ -76,7 +76,9 @@ std::vector<FileEntry> read_entries(const Json& object, const std::string& where
 }
 
 // A format version as Python prints it.
-std::string version_text(const Json* version) { return version ? version->dump() : "None"; }
+std::string version_text(const Json* version) {
+    return version ? version->dump() : "None";
+}
 
 bool is_inside(const fs::path& path, const fs::path& root) {
     const auto [end, _] = std::mismatch(root.begin(), root.end(), path.begin(), path.end());
@@ -113,9 +115,10 @@ Manifest Manifest::parse(std::string_view content, const std::string& name) {
     const auto version = raw.find("format_version");
     if (version == raw.end() || !version->is_number() || version->get<double>() != format_version) {
         const bool newer = version != raw.end() && version->is_number() && version->get<double>() > format_version;
-        throw Error(Kind::bundle, "bundle-format",
-                    text(name, " has format version ", version_text(version == raw.end() ? nullptr : &*version),
-                         "; this release reads ", format_version, ": ", newer ? "update posecrafter" : "export it again"));
+        throw Error(
+            Kind::bundle, "bundle-format",
+            text(name, " has format version ", version_text(version == raw.end() ? nullptr : &*version),
+                 "; this release reads ", format_version, ": ", newer ? "update posecrafter" : "export it again"));
     }
     Fields fields(raw, name);
     Manifest out;
@@ -158,8 +161,8 @@ void Manifest::verify(const fs::path& folder) const {
         const auto size = fs::file_size(path, failed);
         if (failed || size != entry.bytes)
             throw Error(Kind::bundle, "bundle-hash",
-                        text(folder.string(), ": ", entry.name, " has ", size, " bytes, the manifest says ", entry.bytes,
-                             "; copy it again"));
+                        text(folder.string(), ": ", entry.name, " has ", size, " bytes, the manifest says ",
+                             entry.bytes, "; copy it again"));
         const std::string digest = sha256_of(path);
         if (digest != entry.sha256)
             throw Error(Kind::bundle, "bundle-hash",

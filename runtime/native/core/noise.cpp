@@ -13,7 +13,8 @@ __extension__ using Wide = unsigned __int128;
 class SeedSequence {
   public:
     explicit SeedSequence(std::uint64_t seed) {
-        const std::array<std::uint32_t, 4> entropy{static_cast<std::uint32_t>(seed), static_cast<std::uint32_t>(seed >> 32)};
+        const std::array<std::uint32_t, 4> entropy{static_cast<std::uint32_t>(seed),
+                                                   static_cast<std::uint32_t>(seed >> 32)};
         for (std::size_t i = 0; i < 4; ++i) pool_[i] = hash(entropy[i], 0x931e8875U);
         for (std::size_t from = 0; from < 4; ++from)
             for (std::size_t to = 0; to < 4; ++to)

@@ -41,7 +41,9 @@ constexpr std::array<Array, 4> arrays{{{"pose_keypoints_2d", body, {18, 25}},
 constexpr double largest_fraction = 2.0;
 constexpr int largest_side = 16384;
 
-[[noreturn]] void refuse(const std::string& message) { throw Error(Kind::pose, "poses-json", message); }
+[[noreturn]] void refuse(const std::string& message) {
+    throw Error(Kind::pose, "poses-json", message);
+}
 
 const Json* member(const Json& object, const char* name) {
     const auto found = object.find(name);
@@ -50,14 +52,17 @@ const Json* member(const Json& object, const char* name) {
 
 void read_part(const std::string& name, const Array& part, const Json& values, Points& points) {
     const std::string label = name + ": " + part.name;
-    const bool flat = values.is_array() && std::all_of(values.begin(), values.end(), [](const Json& v) { return v.is_number(); });
+    const bool flat =
+        values.is_array() && std::all_of(values.begin(), values.end(), [](const Json& v) { return v.is_number(); });
     if (!flat) refuse(label + " is not a flat list of numbers");
     const std::size_t count = values.size() / 3;
     if (values.size() % 3 != 0 || (count != part.counts[0] && count != part.counts[1]))
-        refuse(text(label, " has ", values.size(), " numbers; it must have ", 3 * part.counts[0], " or ", 3 * part.counts[1]));
+        refuse(text(label, " has ", values.size(), " numbers; it must have ", 3 * part.counts[0], " or ",
+                    3 * part.counts[1]));
     for (std::size_t i = 0; i < values.size(); ++i)
         if (!(std::abs(values[i].get<double>()) <= double(FLT_MAX)))
-            refuse(text(label, ": number ", i, " (point ", i / 3, ") is not a finite float32; write 0, 0, 0 for an unknown point"));
+            refuse(text(label, ": number ", i, " (point ", i / 3,
+                        ") is not a finite float32; write 0, 0, 0 for an unknown point"));
     std::size_t to = static_cast<std::size_t>(part.where.first);
     for (std::size_t i = 0; i < count; ++i) {
         // BODY_25 puts the middle of the hips at 8 and appends six foot points.
@@ -145,8 +150,7 @@ void append_frames(std::string_view content, const std::string& name, std::vecto
     }
     if (!parsed.is_array() || parsed.empty())
         refuse(name + " holds no frame; OpenPose JSON is a frame object or a list of them");
-    for (std::size_t i = 0; i < parsed.size(); ++i)
-        frames.push_back(read_frame(text(name, ", frame ", i), parsed[i]));
+    for (std::size_t i = 0; i < parsed.size(); ++i) frames.push_back(read_frame(text(name, ", frame ", i), parsed[i]));
 }
 
 Canvas one_canvas(const std::string& name, const std::vector<Frame>& frames, std::optional<Canvas> given) {
@@ -154,11 +158,13 @@ Canvas one_canvas(const std::string& name, const std::vector<Frame>& frames, std
         if (!frame.canvas) continue;
         if (!given) given = frame.canvas;
         if (frame.canvas->width != given->width || frame.canvas->height != given->height)
-            refuse(text(frame.name, " has a canvas of ", frame.canvas->width, "x", frame.canvas->height, " but another has ",
-                        given->width, "x", given->height, "; all frames must share one canvas"));
+            refuse(text(frame.name, " has a canvas of ", frame.canvas->width, "x", frame.canvas->height,
+                        " but another has ", given->width, "x", given->height, "; all frames must share one canvas"));
     }
     if (!given)
-        refuse(name + " names no canvas, so the scale of its poses is unknown; add canvas_width and canvas_height to its frames");
+        refuse(
+            name +
+            " names no canvas, so the scale of its poses is unknown; add canvas_width and canvas_height to its frames");
     return *given;
 }
 
@@ -179,11 +185,14 @@ Track make_track(const std::string& name, const std::vector<Frame>& frames, std:
     points.reserve(frames.size() * key_points);
     for (const Frame& frame : frames)
         for (const Point& p : frame.points)
-            points.push_back({static_cast<float>(p.x * scale_x), static_cast<float>(p.y * scale_y), static_cast<float>(p.score)});
+            points.push_back(
+                {static_cast<float>(p.x * scale_x), static_cast<float>(p.y * scale_y), static_cast<float>(p.score)});
     return {std::move(points), canvas.width, canvas.height};
 }
 
-bool is_digit(char c) { return c >= '0' && c <= '9'; }
+bool is_digit(char c) {
+    return c >= '0' && c <= '9';
+}
 
 // Natural order of names: runs of digits by value and after other text.
 bool comes_before(const fs::path& left, const fs::path& right) {
@@ -220,7 +229,8 @@ Track read_poses(const fs::path& path, std::optional<Canvas> canvas) {
     const bool folder = fs::is_directory(path, ignored);
     if (folder) {
         for (const auto& item : fs::directory_iterator(path))
-            if (item.path().extension() == ".json" && item.path().filename().string()[0] != '.') files.push_back(item.path());
+            if (item.path().extension() == ".json" && item.path().filename().string()[0] != '.')
+                files.push_back(item.path());
         std::sort(files.begin(), files.end(), comes_before);
     } else if (fs::is_regular_file(path, ignored)) {
         files.push_back(path);

@@ -9,8 +9,9 @@
 namespace posecrafter {
 namespace {
 
-// Of Python's estimate: a pass is taken to hold this many fp32 tensors of the first level's size at once.
-constexpr std::uint64_t live_activations = 24;
+// Python's estimate (runtime/plan.py says where it comes from): beside the weights so many fp32 tensors of the first
+// level's size for every frame, so many for every frame and prompt, and some bytes of the engine's own.
+constexpr std::uint64_t live_frame = 28, live_prompt = 46, engine_bytes = 38U << 20;
 constexpr double far = 0.08;
 
 std::uint64_t memory_of_pass(const Bundle& bundle, int frames, std::size_t prompts) {
@@ -18,7 +19,8 @@ std::uint64_t memory_of_pass(const Bundle& bundle, int frames, std::size_t promp
     for (const FileEntry& entry : bundle.manifest.files)
         if (entry.name.starts_with("graphs/")) weights += entry.bytes;
     const auto cells = std::uint64_t(bundle.cells_wide()) * std::uint64_t(bundle.cells_high());
-    return weights + 4 * live_activations * std::uint64_t(bundle.manifest.network_width) * cells * std::uint64_t(frames) * prompts;
+    const std::uint64_t tensor = 4 * std::uint64_t(bundle.manifest.network_width) * cells;
+    return engine_bytes + weights + tensor * std::uint64_t(frames) * (live_frame + live_prompt * prompts);
 }
 
 // M frames in the fewest windows of nearly equal length.
@@ -33,8 +35,9 @@ std::vector<Window> split(const Request& request, const Bundle& bundle, std::siz
         while (longest > 1 && memory_of_pass(bundle, longest + 1, prompts) > *request.memory) --longest;
         const std::uint64_t needed = memory_of_pass(bundle, longest + 1, prompts);
         if (needed > *request.memory)
-            throw Error(Kind::request, "memory-budget",
-                        text("one frame needs about ", needed, " bytes, the budget is ", *request.memory, "; raise it"));
+            throw Error(
+                Kind::request, "memory-budget",
+                text("one frame needs about ", needed, " bytes, the budget is ", *request.memory, "; raise it"));
     }
     const int count = (request.frames + longest - 1) / longest;
     const double length = double(request.frames) / count;
@@ -89,8 +92,9 @@ void warn_of_poses(const Table& table, Plan& plan) {
         plan.warnings.push_back(
             text(absent.size(), " target frames show nobody (", ranges(absent), "); fill or cut them"));
     if (!distant.empty())
-        plan.warnings.push_back(text(distant.size(), " target frames are further than 8% of the image from every training pose (",
-                                     ranges(distant), "); expect artefacts there, or train on a clip that shows such poses"));
+        plan.warnings.push_back(
+            text(distant.size(), " target frames are further than 8% of the image from every training pose (",
+                 ranges(distant), "); expect artefacts there, or train on a clip that shows such poses"));
 }
 
 void warn_of_skips(Plan& plan) {
@@ -117,18 +121,26 @@ int longest(const std::vector<Window>& windows) {
 std::uint64_t count_evaluations(const Plan& plan, int steps) {
     std::uint64_t passes = 0;
     for (const Window& window : plan.windows) passes += std::uint64_t(window.frames()) + 1;
-    const std::uint64_t inverted = plan.inversion == Inversion::none ? 0 : plan.inversion == Inversion::target ? passes : 1;
+    const std::uint64_t inverted = plan.inversion == Inversion::none     ? 0
+                                   : plan.inversion == Inversion::target ? passes
+                                                                         : 1;
     return std::uint64_t(steps) * (inverted + plan.weights.size() * passes);
 }
 
-Table choose_reference(const Request& request, const Bundle& bundle, const std::optional<Track>& poses, int& reference) {
-    Table table = poses ? distances(bundle.poses, *poses) : Table{};
-    if (request.reference && *request.reference >= bundle.manifest.training_frames)
+// The chosen training frame, or the nearest. A chosen one that shares no key point has no distance: refused too.
+int choose_reference(const Request& request, const Bundle& bundle, const Table& table) {
+    const int nearest = request.poses ? select_reference(table) : -1;
+    if (!request.reference) return nearest;
+    const int chosen = *request.reference;
+    if (chosen < 0 || chosen >= bundle.manifest.training_frames)
+        throw Error(
+            Kind::request, "reference-range",
+            text("reference is ", chosen, "; the training frames are 0 to ", bundle.manifest.training_frames - 1));
+    if (request.poses && std::isnan(table.mean(chosen)))
         throw Error(Kind::request, "reference-range",
-                    text("reference is ", *request.reference, "; the bundle has training frames 0 to ",
-                         bundle.manifest.training_frames - 1));
-    reference = request.reference ? *request.reference : select_reference(table);
-    return table;
+                    text("training frame ", chosen, " shares no key point with the target; frame ", nearest,
+                         " is the nearest"));
+    return chosen;
 }
 
 }  // namespace
@@ -138,12 +150,16 @@ Plan make_plan(const Request& request, const Bundle& bundle) {
     const Manifest& m = bundle.manifest;
     std::optional<Track> poses;
     if (request.poses) poses = request.poses->framed(m.width, m.height);
-    int reference = 0;
-    const Table table = choose_reference(request, bundle, poses, reference);
+    const Table table = poses ? distances(bundle.poses, *poses) : Table{};
+    const int reference = choose_reference(request, bundle, table);
     const int steps = request.steps.value_or(m.steps);
     const double guidance = request.guidance.value_or(m.guidance);
-    Plan plan{.width = m.width, .height = m.height, .frames = request.frames, .reference = reference,
-              .distance = table.columns ? table.mean(reference) : NAN, .poses = std::move(poses),
+    Plan plan{.width = m.width,
+              .height = m.height,
+              .frames = request.frames,
+              .reference = reference,
+              .distance = table.columns ? table.mean(reference) : NAN,
+              .poses = std::move(poses),
               .reference_pose = bundle.poses.slice(reference, reference + 1)};
     if (guidance == 1.0)
         plan.weights = {1.0F};
@@ -160,9 +176,10 @@ Plan make_plan(const Request& request, const Bundle& bundle) {
     plan.memory = memory_of_pass(bundle, longest(plan.windows) + 1, plan.weights.size());
     if (plan.poses) warn_of_poses(table, plan);
     if (plan.windows.size() > 1)
-        plan.warnings.push_back(text(plan.windows.size(), " windows of up to ", longest(plan.windows),
-                                     " frames: the picture may change slightly where they meet; allow more frames a pass "
-                                     "with --window or --memory"));
+        plan.warnings.push_back(
+            text(plan.windows.size(), " windows of up to ", longest(plan.windows),
+                 " frames: the picture may change slightly where they meet; allow more frames a pass "
+                 "with --window or --memory"));
     warn_of_skips(plan);
     return plan;
 }

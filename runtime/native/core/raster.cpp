@@ -113,7 +113,8 @@ void fill_rows(const Canvas8& canvas, const std::vector<Pixel>& corners, int shi
                 --edges;
                 if (y_of(end) <= y) continue;
                 const std::int64_t rows = y_of(end) - y;
-                side = {end, side.direction, x_of(start), ((x_of(end) - x_of(start)) * 2 + rows) / (2 * rows), y_of(end)};
+                side = {end, side.direction, x_of(start), ((x_of(end) - x_of(start)) * 2 + rows) / (2 * rows),
+                        y_of(end)};
                 break;
             }
         }
@@ -175,8 +176,10 @@ void draw_line(const Canvas8& canvas, Pixel from, Pixel to, int width, Colour co
         const double reach = (double(width) * double(half) + (width & 1) * double(half)) / length;
         const Pixel side{std::llrint(y * reach), std::llrint(x * reach)};
         const Pixel a{from.x * one, from.y * one}, b{to.x * one, to.y * one};
-        const std::vector<Pixel> corners = {{a.x + side.x, a.y + side.y}, {a.x - side.x, a.y - side.y},
-                                            {b.x - side.x, b.y - side.y}, {b.x + side.x, b.y + side.y}};
+        const std::vector<Pixel> corners = {{a.x + side.x, a.y + side.y},
+                                            {a.x - side.x, a.y - side.y},
+                                            {b.x - side.x, b.y - side.y},
+                                            {b.x + side.x, b.y + side.y}};
         for (std::size_t i = 0; i < 4; ++i) fixed_line(canvas, corners[(i + 3) % 4], corners[i], colour);
         if (touches(canvas, corners, fraction)) fill_rows(canvas, corners, fraction, colour);
     }

@@ -9,7 +9,8 @@ namespace posecrafter {
 void Request::check() const {
     const auto refuse = [](const char* code, const std::string& message) { throw Error(Kind::request, code, message); };
     if (frames < 1) refuse("poses-empty", "the target has no frame; give at least one pose");
-    if (!poses && !images) refuse("poses-empty", "the target has neither key points nor control images; give one of them");
+    if (!poses && !images)
+        refuse("poses-empty", "the target has neither key points nor control images; give one of them");
     if (!poses && !reference)
         refuse("reference-missing", "control images alone do not choose a training frame; give its index as reference");
     if (steps && (*steps < 1 || *steps > 1000))

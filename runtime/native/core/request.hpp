@@ -28,12 +28,12 @@ inline Part points_of(Region region) {
 
 // One video to render. What is not given comes from the bundle.
 struct Request {
-    std::optional<Track> poses;               // the M target frames on any canvas
-    const std::uint8_t* images = nullptr;     // ready control images [M, H, W, 3], drawn by the caller; borrowed
-    int frames = 0;                           // M
-    std::optional<int> reference;             // the training frame; not given: chosen by the poses
-    const float* prompt = nullptr;            // [T, D] in place of the trained prompt's embedding; borrowed
-    const float* negative = nullptr;          // [T, D] in place of the empty prompt's; borrowed
+    std::optional<Track> poses;            // the M target frames on any canvas
+    const std::uint8_t* images = nullptr;  // ready control images [M, H, W, 3], drawn by the caller; borrowed
+    int frames = 0;                        // M
+    std::optional<int> reference;          // the training frame; not given: chosen by the poses
+    const float* prompt = nullptr;         // [T, D] in place of the trained prompt's embedding; borrowed
+    const float* negative = nullptr;       // [T, D] in place of the empty prompt's; borrowed
     std::optional<int> steps;
     std::optional<double> guidance, control_scale;
     Inversion inversion = Inversion::reference;

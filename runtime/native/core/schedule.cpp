@@ -33,8 +33,7 @@ std::vector<double> Schedule::alphas_cumprod() const {
 
 std::vector<int> Schedule::timesteps(int steps) const {
     if (steps < 1 || steps > train_steps)
-        throw Error(Kind::request, "steps-range",
-                    text("steps is ", steps, "; it must be between 1 and ", train_steps));
+        throw Error(Kind::request, "steps-range", text("steps is ", steps, "; it must be between 1 and ", train_steps));
     const std::int64_t stride = train_steps / steps;
     std::vector<int> out;
     for (std::int64_t i = 0; i < steps; ++i)

@@ -58,7 +58,8 @@ Table distances(const Track& training, const Track& target) {
     const double size = std::max(training.width(), training.height());
     Table table{training.frames(), target.frames(), {}};
     for (int i = 0; i < table.rows; ++i)
-        for (int j = 0; j < table.columns; ++j) table.values.push_back(distance(training.frame(i), target.frame(j), size));
+        for (int j = 0; j < table.columns; ++j)
+            table.values.push_back(distance(training.frame(i), target.frame(j), size));
     return table;
 }
 
@@ -66,8 +67,9 @@ int select_reference(const Table& table) {
     std::ptrdiff_t most = 0;
     for (int i = 0; i < table.rows; ++i) most = std::max(most, comparable(table, i));
     if (most == 0)
-        throw Error(Kind::pose, "no-common-key-points",
-                    "no visible key point is shared by the target and the training frames; check that both show a person");
+        throw Error(
+            Kind::pose, "no-common-key-points",
+            "no visible key point is shared by the target and the training frames; check that both show a person");
     int best = -1;
     for (int i = 0; i < table.rows; ++i)
         if (comparable(table, i) == most && (best < 0 || table.mean(i) < table.mean(best))) best = i;

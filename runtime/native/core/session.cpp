@@ -68,10 +68,12 @@ void Session::render_window(const Request& request, const Plan& plan, const Wind
 // The control images of a pass [F, H, W, 3]: the reference's, then the targets', drawn here or by the caller.
 std::vector<std::uint8_t> Session::draw(const Request& request, const Plan& plan, const Window& window) const {
     const std::string& style = bundle_.manifest.pose_style;
-    if (!request.images) return draw_poses(plan.reference_pose.followed_by(plan.poses->slice(window.start, window.stop)), style);
+    if (!request.images)
+        return draw_poses(plan.reference_pose.followed_by(plan.poses->slice(window.start, window.stop)), style);
     std::vector<std::uint8_t> maps = draw_poses(plan.reference_pose, style);
     const std::size_t size = maps.size();
-    maps.insert(maps.end(), request.images + size * std::size_t(window.start), request.images + size * std::size_t(window.stop));
+    maps.insert(maps.end(), request.images + size * std::size_t(window.start),
+                request.images + size * std::size_t(window.stop));
     return maps;
 }
 
@@ -121,11 +123,13 @@ std::vector<float> Session::invert(const Plan& plan, const float* prompt, const 
 void Session::solve(std::vector<float>& x, int frames, const std::vector<Step>& steps, const Pass& pass,
                     const char* stage, const Progress& progress) {
     const int total = static_cast<int>(steps.size());
-    Tensor state = engine_.upload({frames, bundle_.manifest.channels, bundle_.cells_high(), bundle_.cells_wide()}, x.data());
+    Tensor state =
+        engine_.upload({frames, bundle_.manifest.channels, bundle_.cells_high(), bundle_.cells_wide()}, x.data());
     tell(progress, stage, 0, total);
     for (int done = 1; const Step& step : steps) {
         const auto a = static_cast<float>(step.a), b = static_cast<float>(step.b);
-        const Tensor timestep = engine_.upload(step.timestep), scaled = engine_.upload({}, &a), added = engine_.upload({}, &b);
+        const Tensor timestep = engine_.upload(step.timestep), scaled = engine_.upload({}, &a),
+                     added = engine_.upload({}, &b);
         state = engine_.run("denoiser",
                             {{"x", &state},
                              {"timestep", &timestep},
@@ -161,7 +165,8 @@ void Session::decode(const float* latents, const Window& window, int chunk, cons
         colours.resize(picture * std::size_t(count));
         engine_.download(frames, colours.data(), colours.size());
         if (!output.frames) pictures.resize(colours.size());
-        std::uint8_t* to = output.frames ? output.frames + picture * std::size_t(window.start + start) : pictures.data();
+        std::uint8_t* to =
+            output.frames ? output.frames + picture * std::size_t(window.start + start) : pictures.data();
         std::transform(colours.begin(), colours.end(), to, [](float value) {
             return static_cast<std::uint8_t>(std::lrint(std::clamp(value, 0.0F, 255.0F)));
         });

@@ -95,9 +95,8 @@ std::map<std::string, Floats> parse_tensors(std::string_view bytes, const std::s
     std::vector<Entry> entries;
     for (const auto& [key, item] : raw.items())
         if (key != "__metadata__") entries.push_back(entry_of(name, key, item, data.size()));
-    std::sort(entries.begin(), entries.end(), [](const Entry& a, const Entry& b) {
-        return a.begin != b.begin ? a.begin < b.begin : a.end < b.end;
-    });
+    std::sort(entries.begin(), entries.end(),
+              [](const Entry& a, const Entry& b) { return a.begin != b.begin ? a.begin < b.begin : a.end < b.end; });
     std::uint64_t end = 0;
     std::map<std::string, Floats> out;
     for (const Entry& entry : entries) {

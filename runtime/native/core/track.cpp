@@ -18,7 +18,8 @@ Framing Framing::center(int source_width, int source_height, int width, int heig
         crop_height = std::max<std::int64_t>(1, (2 * sw * h + w) / (2 * w));
     // Rounded down as Python does: a crop one pixel wider than its source starts at -1.
     const auto half = [](std::int64_t gap) { return static_cast<int>(gap >> 1); };
-    return {half(sw - crop_width), half(sh - crop_height), double(w) / double(crop_width), double(h) / double(crop_height)};
+    return {half(sw - crop_width), half(sh - crop_height), double(w) / double(crop_width),
+            double(h) / double(crop_height)};
 }
 
 Track::Track(std::vector<KeyPoint> points, int width, int height)

@@ -19,9 +19,10 @@ extern "C" {
 enum pc_engine_type { PC_ENGINE_FLOAT32 = 1, PC_ENGINE_INT64 = 2 };
 
 typedef struct pc_engine_options {
-    const char *library; /* path of the engine's own library; NULL: the loader's search path */
-    const char *device;  /* "cpu", "cuda", "tensorrt"; NULL: the engine's default */
-    int32_t threads;     /* 0: the engine's default */
+    const char* library;   /* path of the engine's own library; NULL: the loader's search path */
+    const char* device;    /* "cpu", "cuda", "tensorrt"; NULL: the engine's default */
+    const char* precision; /* of the arithmetic, "fp32" or "bf16"; NULL: the engine's default */
+    int32_t threads;       /* 0: the engine's default */
 } pc_engine_options;
 
 /* Filled by a function that fails: a stable code and one line. */
@@ -32,33 +33,35 @@ typedef struct pc_engine_failure {
 
 typedef struct pc_engine_module {
     uint32_t abi; /* PC_ENGINE_ABI */
-    const char *name;
+    const char* name;
 
-    /* NULL on failure: "engine-missing", "engine-version", "engine-device". */
-    void *(*open)(const pc_engine_options *options, pc_engine_failure *failure);
-    void (*close)(void *engine);
-    const char *(*device)(void *engine);
-    /* Of several copies of a graph, the suffix of the one to take where there is one: ".cpu", or "" for the portable. */
-    const char *(*variant)(void *engine);
+    /* NULL on failure: "engine-missing", "engine-version", "engine-device", "engine-precision". */
+    void* (*open)(const pc_engine_options* options, pc_engine_failure* failure);
+    void (*close)(void* engine);
+    const char* (*device)(void* engine);
+    /* Of several copies of a graph, the suffix of the one to take where there is one: ".cpu", or "" for the portable.
+     */
+    const char* (*variant)(void* engine);
 
     /* Loads <path>.onnx or what was compiled from it. NULL on failure: "engine-load". */
-    void *(*load)(void *engine, const char *path, pc_engine_failure *failure);
-    void (*unload)(void *graph);
+    void* (*load)(void* engine, const char* path, pc_engine_failure* failure);
+    void (*unload)(void* graph);
     /* The name of input `index`; NULL behind the last one. */
-    const char *(*input)(void *graph, size_t index);
+    const char* (*input)(void* graph, size_t index);
 
     /* Copies an array in. NULL on failure: "engine-memory". */
-    void *(*upload)(void *engine, int type, const void *data, const int64_t *shape, size_t rank, pc_engine_failure *failure);
+    void* (*upload)(void* engine, int type, const void* data, const int64_t* shape, size_t rank,
+                    pc_engine_failure* failure);
     /* Runs the graph on `count` named inputs; returns the tensor of one output. NULL on failure: "engine-run". */
-    void *(*run)(void *graph, const char *const *names, void *const *inputs, size_t count, const char *output,
-                 pc_engine_failure *failure);
+    void* (*run)(void* graph, const char* const* names, void* const* inputs, size_t count, const char* output,
+                 pc_engine_failure* failure);
     /* Copies a float32 tensor of exactly `count` numbers out. 0 on failure: "engine-run". */
-    int (*download)(void *engine, void *tensor, float *data, size_t count, pc_engine_failure *failure);
-    void (*release)(void *tensor);
+    int (*download)(void* engine, void* tensor, float* data, size_t count, pc_engine_failure* failure);
+    void (*release)(void* tensor);
 } pc_engine_module;
 
 /* What a module exports, under the name "pc_engine_module_v1". */
-typedef const pc_engine_module *(*pc_engine_module_function)(void);
+typedef const pc_engine_module* (*pc_engine_module_function)(void);
 
 #ifdef __cplusplus
 }

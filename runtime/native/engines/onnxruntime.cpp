@@ -54,14 +54,15 @@ const OrtApi& open_library(const char* path) {
             throw Failure("engine-missing", std::string("cannot open ONNX Runtime's library: ") + dlerror());
     }
     if (!library)
-        throw Failure("engine-missing", "there is no libonnxruntime.so on the loader's path; name it in engine_library "
-                                        "(pip install onnxruntime has one in onnxruntime/capi)");
+        throw Failure("engine-missing",
+                      "there is no libonnxruntime.so on the loader's path; name it in engine_library "
+                      "(pip install onnxruntime has one in onnxruntime/capi)");
     const auto base = reinterpret_cast<const OrtApiBase*(ORT_API_CALL*)()>(dlsym(library, "OrtGetApiBase"));
     if (!base) throw Failure("engine-missing", std::string(path ? path : "libonnxruntime.so") + " is not ONNX Runtime");
     const OrtApi* api = base()->GetApi(ORT_API_VERSION);
     if (!api)
-        throw Failure("engine-version", std::string("ONNX Runtime ") + base()->GetVersionString() +
-                                            " is too old; 1." + std::to_string(ORT_API_VERSION) + " or later is needed");
+        throw Failure("engine-version", std::string("ONNX Runtime ") + base()->GetVersionString() + " is too old; 1." +
+                                            std::to_string(ORT_API_VERSION) + " or later is needed");
     return *api;
 }
 
@@ -85,11 +86,16 @@ OnnxRuntime* make_engine(const pc_engine_options& wanted) {
     const std::string device = wanted.device ? wanted.device : "cpu";
     if (device != "cpu" && device != "cuda" && device != "tensorrt")
         throw Failure("engine-device", "ONNX Runtime runs on cpu, cuda or tensorrt, not on '" + device + "'");
+    if (wanted.precision)
+        throw Failure("engine-precision",
+                      "ONNX Runtime computes in the bundle's own precision; leave precision out, or take openvino");
     const OrtApi& api = open_library(wanted.library);
     OrtEnv* env = nullptr;
-    check(api, api.CreateEnv(ORT_LOGGING_LEVEL_ERROR, "posecrafter", &env), "engine-load", "ONNX Runtime does not start");
-    auto engine = std::make_unique<OnnxRuntime>(
-        OnnxRuntime{&api, device, Owned<OrtEnv>(env, api.ReleaseEnv), Owned<OrtSessionOptions>(nullptr, api.ReleaseSessionOptions)});
+    check(api, api.CreateEnv(ORT_LOGGING_LEVEL_ERROR, "posecrafter", &env), "engine-load",
+          "ONNX Runtime does not start");
+    auto engine =
+        std::make_unique<OnnxRuntime>(OnnxRuntime{&api, device, Owned<OrtEnv>(env, api.ReleaseEnv),
+                                                  Owned<OrtSessionOptions>(nullptr, api.ReleaseSessionOptions)});
     OrtSessionOptions* options = nullptr;
     check(api, api.CreateSessionOptions(&options), "engine-load", "ONNX Runtime has no session options");
     engine->options.reset(options);
@@ -125,7 +131,8 @@ Value* upload(OnnxRuntime& engine, int type, const void* data, const std::int64_
     OrtValue* value = nullptr;
     check(api,
           api.CreateTensorAsOrtValue(engine.allocator, shape, rank,
-                                     floats ? ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT : ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64, &value),
+                                     floats ? ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT : ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64,
+                                     &value),
           "engine-memory", "ONNX Runtime cannot allocate a tensor");
     Owned<OrtValue> owned(value, api.ReleaseValue);
     void* to = nullptr;
@@ -161,8 +168,9 @@ void download(const Value& tensor, float* data, std::size_t count) {
     check(api, api.GetTensorElementType(raw, &type), "engine-run", "ONNX Runtime");
     check(api, api.GetTensorShapeElementCount(raw, &found), "engine-run", "ONNX Runtime");
     if (type != ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT || found != count)
-        throw Failure("engine-run", "a graph returned " + std::to_string(found) + " numbers of type " + std::to_string(type) +
-                                        ", expected " + std::to_string(count) + " of float32; export the bundle again");
+        throw Failure("engine-run", "a graph returned " + std::to_string(found) + " numbers of type " +
+                                        std::to_string(type) + ", expected " + std::to_string(count) +
+                                        " of float32; export the bundle again");
     void* from = nullptr;
     check(api, api.GetTensorMutableData(tensor.value, &from), "engine-run", "ONNX Runtime");
     std::memcpy(data, from, count * sizeof(float));
@@ -178,7 +186,8 @@ const pc_engine_module module{
     .device = [](void* engine) { return static_cast<OnnxRuntime*>(engine)->device.c_str(); },
     .variant = [](void* engine) { return static_cast<OnnxRuntime*>(engine)->device == "cpu" ? ".cpu" : ""; },
     .load = [](void* engine, const char* path, pc_engine_failure* failure) -> void* {
-        return guarded(failure, "engine-load", [&]() -> void* { return load_graph(*static_cast<OnnxRuntime*>(engine), path); });
+        return guarded(failure, "engine-load",
+                       [&]() -> void* { return load_graph(*static_cast<OnnxRuntime*>(engine), path); });
     },
     .unload = [](void* graph) { delete static_cast<Graph*>(graph); },
     .input = [](void* graph, std::size_t index) -> const char* {
@@ -198,11 +207,12 @@ const pc_engine_module module{
     .download = [](void*, void* tensor, float* data, std::size_t count, pc_engine_failure* failure) -> int {
         return guarded(failure, "engine-run", [&] { return download(*static_cast<Value*>(tensor), data, count), 1; });
     },
-    .release = [](void* tensor) {
-        auto* value = static_cast<Value*>(tensor);
-        value->api->ReleaseValue(value->value);
-        delete value;
-    },
+    .release =
+        [](void* tensor) {
+            auto* value = static_cast<Value*>(tensor);
+            value->api->ReleaseValue(value->value);
+            delete value;
+        },
 };
 
 }  // namespace

@@ -1,4 +1,5 @@
-// posecrafter-host: a bundle and OpenPose JSON in; a video, or PNG files, or raw RGB out. An example of embedding, whole.
+// posecrafter-host: a bundle and OpenPose JSON in; a video, or PNG files, or raw RGB out. An example of embedding,
+// whole.
 #include <posecrafter/posecrafter.hpp>
 
 #define STB_IMAGE_WRITE_IMPLEMENTATION
@@ -19,7 +20,8 @@ namespace {
 
 constexpr const char* usage =
     "posecrafter-host BUNDLE POSES [--out FOLDER | FILE.mp4 | FILE.rgb] [--engine NAME] [--engine-library PATH]\n"
-    "    [--device NAME] [--threads N] [--steps N] [--guidance G] [--inversion reference|target|none] [--seed N]\n"
+    "    [--device NAME] [--precision fp32|bf16] [--threads N] [--steps N] [--guidance G] [--inversion "
+    "reference|target|none] [--seed N]\n"
     "    [--window N] [--decode-chunk N] [--repeat N]\n"
     "BUNDLE comes from `posecrafter export`, POSES is OpenPose JSON: a file, or a folder with a file for each frame.\n"
     "--out FOLDER writes PNG files, FILE.mp4 goes through ffmpeg, FILE.rgb is raw [M, H, W, 3].\n"
@@ -39,13 +41,15 @@ double milliseconds_since(Clock::time_point start) {
 }
 
 Words read_words(int count, char** values) {
-    static const std::vector<std::string> known = {"--out", "--engine", "--engine-library", "--device", "--threads", "--steps",
-        "--guidance", "--inversion", "--seed", "--window", "--decode-chunk", "--repeat"};
+    static const std::vector<std::string> known = {
+        "--out",      "--engine",    "--engine-library", "--device", "--precision",    "--threads", "--steps",
+        "--guidance", "--inversion", "--seed",           "--window", "--decode-chunk", "--repeat"};
     Words words;
     for (int i = 1; i < count; ++i) {
         const std::string word = values[i];
         if (word.rfind("--", 0) != 0) {
-            if (!words.emplace(words.count("bundle") ? "poses" : "bundle", word).second) refuse("usage", "one word too many: " + word);
+            if (!words.emplace(words.count("bundle") ? "poses" : "bundle", word).second)
+                refuse("usage", "one word too many: " + word);
         } else if (std::find(known.begin(), known.end(), word) == known.end() || i + 1 == count) {
             refuse("usage", "unknown option, or one without its value: " + word);
         } else {
@@ -66,7 +70,8 @@ void set(const Words& words, const char* name, Number& field) {
         value = std::stod(found->second, &used);
     } catch (const std::exception&) {
     }
-    if (used == 0 || used != found->second.size()) refuse("usage", std::string(name) + " is not a number: " + found->second);
+    if (used == 0 || used != found->second.size())
+        refuse("usage", std::string(name) + " is not a number: " + found->second);
     field = static_cast<Number>(value);
 }
 
@@ -104,7 +109,8 @@ std::string quoted(const std::string& word) {
 
 void write_raw(std::FILE* file, const posecrafter::Video& video, const std::string& name, int (*close)(std::FILE*)) {
     const bool written = file && std::fwrite(video.data.data(), 1, video.data.size(), file) == video.data.size();
-    if (!file || close(file) != 0 || !written) refuse("not-writable", "cannot write " + name + " (for .mp4, ffmpeg must be installed)");
+    if (!file || close(file) != 0 || !written)
+        refuse("not-writable", "cannot write " + name + " (for .mp4, ffmpeg must be installed)");
 }
 
 void write(const std::string& out, const posecrafter::Video& video, double fps) {
@@ -141,7 +147,9 @@ void measure(posecrafter::Session& session, posecrafter::Request request, int ti
         latencies.push_back(milliseconds_since(start));
     }
     std::sort(latencies.begin(), latencies.end());
-    const auto quantile = [&](std::size_t percent) { return latencies.empty() ? 0.0 : latencies[(latencies.size() - 1) * percent / 100]; };
+    const auto quantile = [&](std::size_t percent) {
+        return latencies.empty() ? 0.0 : latencies[(latencies.size() - 1) * percent / 100];
+    };
     std::printf("renders %zu   p50 %.1f ms   p99 %.1f ms\n", latencies.size(), quantile(50), quantile(99));
 }
 
@@ -151,6 +159,7 @@ void run(const Words& words) {
     set(words, "--engine", options.engine);
     set(words, "--engine-library", options.engine_library);
     set(words, "--device", options.device);
+    set(words, "--precision", options.precision);
     set(words, "--threads", options.threads);
     posecrafter::Session session(words.at("bundle"), options);
     const double opened = milliseconds_since(start);
@@ -161,7 +170,8 @@ void run(const Words& words) {
     const auto begun = Clock::now();
     const posecrafter::Video video = session.render(request);
     const pc_description about = session.description();
-    std::printf("engine %s on %s   opened in %.1f ms   first render %.1f ms\n", about.engine, about.device, opened, milliseconds_since(begun));
+    std::printf("engine %s on %s   opened in %.1f ms   first render %.1f ms\n", about.engine, about.device, opened,
+                milliseconds_since(begun));
     if (words.count("--out")) write(words.at("--out"), video, about.fps);
     int times = 0;
     set(words, "--repeat", times);

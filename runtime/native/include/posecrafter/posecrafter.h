@@ -41,20 +41,20 @@ extern "C" {
 /* What kind of error it was. The code (pc_last_error_code) is finer. */
 typedef enum pc_status {
     PC_OK = 0,
-    PC_REQUEST_ERROR = 1,  /* what was asked for is out of range, contradicts itself, or was cancelled */
-    PC_BUNDLE_ERROR = 2,   /* a bundle is incomplete, altered, or of another format version */
-    PC_ENGINE_ERROR = 3,   /* an engine is missing, cannot load a graph, or produced numbers that are not finite */
-    PC_POSE_ERROR = 4,     /* key points are missing, malformed, or do not fit the request */
-    PC_INTERNAL_ERROR = 5  /* memory ran out, or a defect of this library */
+    PC_REQUEST_ERROR = 1, /* what was asked for is out of range, contradicts itself, or was cancelled */
+    PC_BUNDLE_ERROR = 2,  /* a bundle is incomplete, altered, or of another format version */
+    PC_ENGINE_ERROR = 3,  /* an engine is missing, cannot load a graph, or produced numbers that are not finite */
+    PC_POSE_ERROR = 4,    /* key points are missing, malformed, or do not fit the request */
+    PC_INTERNAL_ERROR = 5 /* memory ran out, or a defect of this library */
 } pc_status;
 
 /* The release, "0.1.0". Never NULL. */
-PC_API const char *pc_version(void);
+PC_API const char* pc_version(void);
 
 /* The code ("bundle-hash", "steps-range", "cancelled", ...: the same as Python's) and the message of this thread's last
  * call; "" after one that went well. Never NULL; valid until this thread's next call. */
-PC_API const char *pc_last_error_code(void);
-PC_API const char *pc_last_error_message(void);
+PC_API const char* pc_last_error_code(void);
+PC_API const char* pc_last_error_message(void);
 
 /* ---- Sessions: an open bundle on an engine ------------------------------------------------------------------- */
 
@@ -63,12 +63,14 @@ typedef struct pc_session pc_session;
 typedef struct pc_options {
     uint32_t struct_size;
     int32_t threads;            /* CPU threads; 0: the engine's default, one a core */
-    const char *engine;         /* NULL or "auto", "onnxruntime", "openvino", "tensorrt", or the path of a module */
-    const char *engine_library; /* the engine's own library, "/.../libonnxruntime.so.1"; NULL: the loader's path */
-    const char *device;         /* "cpu"; for onnxruntime also "cuda", "tensorrt"; NULL: the engine's default */
+    const char* engine;         /* "onnxruntime", "openvino", "tensorrt", or the path of a module; NULL or "auto": the
+                                   first of openvino and onnxruntime that opens */
+    const char* engine_library; /* the engine's own library, "/.../libonnxruntime.so.1"; NULL: the loader's path */
+    const char* device;         /* "cpu"; for onnxruntime also "cuda", "tensorrt"; NULL: the engine's default */
+    const char* precision;      /* of openvino's arithmetic, "fp32" or "bf16"; NULL: the engine's default */
 } pc_options;
 
-static inline void pc_options_init(pc_options *options) {
+static inline void pc_options_init(pc_options* options) {
     pc_options empty = {0};
     *options = empty;
     options->struct_size = (uint32_t)sizeof *options;
@@ -77,41 +79,41 @@ static inline void pc_options_init(pc_options *options) {
 /* Verify and open a bundle folder. options: NULL for the defaults. The session is given back to pc_close.
  * Codes: "bundle-missing", "bundle-manifest", "bundle-format", "bundle-path", "bundle-file-missing", "bundle-hash",
  * "bundle-person", "engine-unknown", "engine-missing", "engine-version" (the engine's library is too old),
- * "engine-device", "null-argument", "struct-size". Graphs are loaded when they are first needed. */
-PC_API pc_status pc_open(const char *bundle, const pc_options *options, pc_session **session);
+ * "engine-device", "engine-precision", "null-argument", "struct-size". Graphs are loaded when they are first needed. */
+PC_API pc_status pc_open(const char* bundle, const pc_options* options, pc_session** session);
 
 /* Free the session and set *session to NULL. NULL in *session is not an error. Code: "session-busy". */
-PC_API pc_status pc_close(pc_session **session);
+PC_API pc_status pc_close(pc_session** session);
 
 /* Exchange the person of a bundle that holds several (persons/<name>/). Code: "person-merged" for a bundle whose one
  * person is part of its weights: export one with --shared, or open another bundle. */
-PC_API pc_status pc_load_person(pc_session *session, const char *name);
+PC_API pc_status pc_load_person(pc_session* session, const char* name);
 
 /* What an open bundle is. Texts are valid until the session is closed. */
 typedef struct pc_description {
     uint32_t struct_size;
-    int32_t width, height;         /* W, H of the frames, in pixels */
-    int32_t latent_channels;       /* L */
-    int32_t latent_factor;         /* pixels a latent cell */
-    int32_t text_tokens;           /* T */
-    int32_t text_width;            /* D */
-    int32_t training_frames;       /* N */
-    int32_t window;                /* most target frames in one pass */
-    int32_t steps;                 /* defaults of a request */
+    int32_t width, height;   /* W, H of the frames, in pixels */
+    int32_t latent_channels; /* L */
+    int32_t latent_factor;   /* pixels a latent cell */
+    int32_t text_tokens;     /* T */
+    int32_t text_width;      /* D */
+    int32_t training_frames; /* N */
+    int32_t window;          /* most target frames in one pass */
+    int32_t steps;           /* defaults of a request */
     double guidance, control_scale;
-    double fps;                    /* of the training video */
-    const char *pose_style;        /* "v1.1", "v1.0", "v1.1-small" */
-    const char *prompt;            /* the one the person was tuned with */
-    const char *engine, *device;   /* what the session runs on */
+    double fps;                  /* of the training video */
+    const char* pose_style;      /* "v1.1", "v1.0", "v1.1-small" */
+    const char* prompt;          /* the one the person was tuned with */
+    const char *engine, *device; /* what the session runs on */
 } pc_description;
 
-static inline void pc_description_init(pc_description *description) {
+static inline void pc_description_init(pc_description* description) {
     pc_description empty = {0};
     *description = empty;
     description->struct_size = (uint32_t)sizeof *description;
 }
 
-PC_API pc_status pc_describe(pc_session *session, pc_description *description);
+PC_API pc_status pc_describe(pc_session* session, pc_description* description);
 
 /* ---- Poses ---------------------------------------------------------------------------------------------------- */
 
@@ -120,7 +122,7 @@ PC_API pc_status pc_describe(pc_session *session, pc_description *description);
 typedef struct pc_key_points {
     int32_t frames;        /* M */
     int32_t width, height; /* the canvas that x and y are pixels of; any size, it is framed to the bundle's */
-    const float *points;   /* [M, 130, 3]: x, y (x right, y down; pixel i covers i..i+1), score (0: absent) */
+    const float* points;   /* [M, 130, 3]: x, y (x right, y down; pixel i covers i..i+1), score (0: absent) */
 } pc_key_points;
 
 typedef struct pc_poses pc_poses;
@@ -129,16 +131,16 @@ typedef struct pc_poses pc_poses;
  * Bodies of 18 or 25 points, faces of 68 or 70, pixels or 0..1. Of several people in a frame the one who covers the
  * largest area is taken. width, height: the canvas, for files that name none; else 0. Given back to pc_poses_free.
  * Codes: "poses-missing", "poses-json", "poses-not-finite", "null-argument". */
-PC_API pc_status pc_poses_read(const char *path, int32_t width, int32_t height, pc_poses **poses);
+PC_API pc_status pc_poses_read(const char* path, int32_t width, int32_t height, pc_poses** poses);
 
 /* The same from `length` bytes of JSON text: a frame or a list of frames. */
-PC_API pc_status pc_poses_parse(const char *text, size_t length, int32_t width, int32_t height, pc_poses **poses);
+PC_API pc_status pc_poses_parse(const char* text, size_t length, int32_t width, int32_t height, pc_poses** poses);
 
 /* Fill *key_points with a view of the poses, valid until they are freed. */
-PC_API pc_status pc_poses_view(const pc_poses *poses, pc_key_points *key_points);
+PC_API pc_status pc_poses_view(const pc_poses* poses, pc_key_points* key_points);
 
 /* Free the poses and set *poses to NULL. */
-PC_API void pc_poses_free(pc_poses **poses);
+PC_API void pc_poses_free(pc_poses** poses);
 
 /* ---- Requests ------------------------------------------------------------------------------------------------- */
 
@@ -157,34 +159,34 @@ typedef enum pc_warp { PC_WARP_NEAREST = 0, PC_WARP_BILINEAR = 1 } pc_warp;
 /* One video to render. Everything it points to is borrowed for the length of the call. */
 typedef struct pc_request {
     uint32_t struct_size;
-    int32_t image_frames;            /* M of control_images; 0 without */
-    pc_key_points poses;             /* the target; frames 0 where only control images are given */
-    const uint8_t *control_images;   /* ready pose maps [M, H, W, 3] RGB at the bundle's size in place of drawn ones */
-    int32_t reference;               /* index of the training frame; PC_DEFAULT: the nearest to the poses. Must be given
-                                        where there are only control images, which can neither be compared nor edited */
-    int32_t steps;                   /* 1..1000 solver steps, for inversion and for sampling; or PC_DEFAULT */
-    double guidance;                 /* 0..50, or PC_DEFAULT; 1 evaluates one prompt only */
-    double control_scale;            /* 0..4, or PC_DEFAULT */
-    const float *prompt;             /* text embedding [T, D] in place of the trained prompt's; NULL: the stored one */
-    const float *negative_prompt;    /* text embedding [T, D] in place of the empty prompt's; NULL: the stored one */
-    int32_t inversion;               /* a pc_inversion */
-    uint32_t edit;                   /* pc_region bits: whose initial latents are moved with the pose */
-    int32_t warp;                    /* a pc_warp: how they are resampled */
-    int32_t window;                  /* target frames a pass, or PC_DEFAULT for as many as the bundle allows */
-    int32_t decode_chunk;            /* frames a pass of the VAE decoder: changes memory, not the picture */
-    uint64_t seed;                   /* of the noise with PC_INVERT_NONE */
-    uint64_t memory;                 /* bytes that a pass may use by the plan's estimate; 0: no limit */
+    int32_t image_frames;          /* M of control_images; 0 without */
+    pc_key_points poses;           /* the target; frames 0 where only control images are given */
+    const uint8_t* control_images; /* ready pose maps [M, H, W, 3] RGB at the bundle's size in place of drawn ones */
+    int32_t reference;             /* index of the training frame; PC_DEFAULT: the nearest to the poses. Must be given
+                                      where there are only control images, which can neither be compared nor edited */
+    int32_t steps;                 /* 1..1000 solver steps, for inversion and for sampling; or PC_DEFAULT */
+    double guidance;               /* 0..50, or PC_DEFAULT; 1 evaluates one prompt only */
+    double control_scale;          /* 0..4, or PC_DEFAULT */
+    const float* prompt;           /* text embedding [T, D] in place of the trained prompt's; NULL: the stored one */
+    const float* negative_prompt;  /* text embedding [T, D] in place of the empty prompt's; NULL: the stored one */
+    int32_t inversion;             /* a pc_inversion */
+    uint32_t edit;                 /* pc_region bits: whose initial latents are moved with the pose */
+    int32_t warp;                  /* a pc_warp: how they are resampled */
+    int32_t window;                /* target frames a pass, or PC_DEFAULT for as many as the bundle allows */
+    int32_t decode_chunk;          /* frames a pass of the VAE decoder: changes memory, not the picture */
+    uint64_t seed;                 /* of the noise with PC_INVERT_NONE */
+    uint64_t memory;               /* bytes that a pass may use by the plan's estimate; 0: no limit */
 
     /* Called before the first and after every unit of work of "invert", "sample" and "decode"; NULL: nobody watches.
      * A return value other than 0 stops the work: pc_render returns "cancelled". */
-    int (*progress)(void *user, const char *stage, int32_t done, int32_t total);
+    int (*progress)(void* user, const char* stage, int32_t done, int32_t total);
     /* Called for frames first .. first+count-1 as they are decoded, uint8 RGB [count, H, W, 3], valid during the call;
      * NULL: no preview. A return value other than 0 stops the work. */
-    int (*preview)(void *user, int32_t first, int32_t count, const uint8_t *frames);
-    void *user; /* handed to both */
+    int (*preview)(void* user, int32_t first, int32_t count, const uint8_t* frames);
+    void* user; /* handed to both */
 } pc_request;
 
-static inline void pc_request_init(pc_request *request) {
+static inline void pc_request_init(pc_request* request) {
     pc_request empty = {0};
     *request = empty;
     request->struct_size = (uint32_t)sizeof *request;
@@ -206,31 +208,32 @@ typedef struct pc_plan_summary {
     int32_t windows;       /* passes */
     uint64_t evaluations;  /* frame evaluations of the network: a pass over F frames and B prompts counts F * B */
     uint64_t memory;       /* estimated peak bytes of a pass */
-    const char *json;      /* everything: sizes, windows, warnings, every step (t, a, b), every motion */
+    const char* json;      /* everything: sizes, windows, warnings, every step (t, a, b), every motion */
 } pc_plan_summary;
 
 /* Codes: those of a request's ranges ("steps-range", "guidance-range", "window-range", "memory-budget", ...),
- * "poses-empty", "poses-not-finite", "no-common-key-points", "null-argument", "session-busy". Given to pc_planned_free. */
-PC_API pc_status pc_plan(pc_session *session, const pc_request *request, pc_planned **plan);
+ * "poses-empty", "poses-not-finite", "no-common-key-points", "null-argument", "session-busy". Given to pc_planned_free.
+ */
+PC_API pc_status pc_plan(pc_session* session, const pc_request* request, pc_planned** plan);
 
 /* Fill *summary; its text is valid until the plan is freed. */
-PC_API pc_status pc_planned_view(const pc_planned *plan, pc_plan_summary *summary);
+PC_API pc_status pc_planned_view(const pc_planned* plan, pc_plan_summary* summary);
 
 /* Free the plan and set *plan to NULL. */
-PC_API void pc_planned_free(pc_planned **plan);
+PC_API void pc_planned_free(pc_planned** plan);
 
 /* ---- Pictures ------------------------------------------------------------------------------------------------- */
 
 /* Caller-owned buffers with their sizes in bytes. A NULL buffer is not written. */
 typedef struct pc_output {
     uint32_t struct_size;
-    uint8_t *frames;       /* [M, H, W, 3] RGB */
-    size_t frames_bytes;   /* at least M * H * W * 3 */
-    float *latents;        /* [M, L, h, w]: the clean latents, scaled as the decoder takes them */
-    size_t latents_bytes;  /* at least M * L * h * w * 4 */
+    uint8_t* frames;      /* [M, H, W, 3] RGB */
+    size_t frames_bytes;  /* at least M * H * W * 3 */
+    float* latents;       /* [M, L, h, w]: the clean latents, scaled as the decoder takes them */
+    size_t latents_bytes; /* at least M * L * h * w * 4 */
 } pc_output;
 
-static inline void pc_output_init(pc_output *output) {
+static inline void pc_output_init(pc_output* output) {
     pc_output empty = {0};
     *output = empty;
     output->struct_size = (uint32_t)sizeof *output;
@@ -239,11 +242,11 @@ static inline void pc_output_init(pc_output *output) {
 /* Render a request. output: NULL where the preview callback takes the frames.
  * Codes: those of pc_plan, "buffer-size", "cancelled", "engine-load", "engine-run", "engine-memory",
  * "nan-latents". */
-PC_API pc_status pc_render(pc_session *session, const pc_request *request, const pc_output *output);
+PC_API pc_status pc_render(pc_session* session, const pc_request* request, const pc_output* output);
 
 /* Draw the control images of the request's poses at the bundle's size, in the bundle's style: uint8 RGB [M, H, W, 3]
  * into `images` of `bytes` bytes. Codes: "buffer-size", "poses-empty", "poses-not-finite". */
-PC_API pc_status pc_draw(pc_session *session, const pc_request *request, uint8_t *images, size_t bytes);
+PC_API pc_status pc_draw(pc_session* session, const pc_request* request, uint8_t* images, size_t bytes);
 
 #ifdef __cplusplus
 }

@@ -128,19 +128,22 @@ class Session {
         return Plan(raw);
     }
 
-    Video render(const Request& request) { return picture(request, [&](Video& video) {
-        pc_output output;
-        pc_output_init(&output);
-        output.frames = video.data.data();
-        output.frames_bytes = video.data.size();
-        check(pc_render(get(), &request, &output));
-    }); }
+    Video render(const Request& request) {
+        return picture(request, [&](Video& video) {
+            pc_output output;
+            pc_output_init(&output);
+            output.frames = video.data.data();
+            output.frames_bytes = video.data.size();
+            check(pc_render(get(), &request, &output));
+        });
+    }
     Video render(const Poses& poses) { return render(Request(poses)); }
 
     // The control images that the network sees.
-    Video draw(const Request& request) { return picture(request, [&](Video& video) {
-        check(pc_draw(get(), &request, video.data.data(), video.data.size()));
-    }); }
+    Video draw(const Request& request) {
+        return picture(request,
+                       [&](Video& video) { check(pc_draw(get(), &request, video.data.data(), video.data.size())); });
+    }
 
   private:
     struct Close {
@@ -150,7 +153,8 @@ class Session {
     template <class Fill>
     Video picture(const Request& request, Fill fill) const {
         const pc_description about = description();
-        Video video{request.poses.frames > 0 ? request.poses.frames : request.image_frames, about.width, about.height, {}};
+        Video video{
+            request.poses.frames > 0 ? request.poses.frames : request.image_frames, about.width, about.height, {}};
         video.data.resize(std::size_t(video.frames > 0 ? video.frames : 0) * video.frame_bytes());
         fill(video);
         return video;

@@ -1,0 +1,136 @@
+"""The C++ host against Python: the same bundle, poses and engine library, in turns, each in a process of its own.
+
+    python -m posecrafter.bench.native BUNDLE --host build/native/bin/posecrafter-host --out bench/results/native.jsonl
+
+Start-up is from the process's start until the bundle is open and the request planned; latencies are of renders after
+the first; memory is the process's peak. The ratio of a round compares neighbours, so that a machine that slows down
+does not count; the record holds the median of the rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from posecrafter.bench.machine import describe_machine
+
+ROOT = Path(__file__).parent.parent
+LIBRARIES = {"onnxruntime": "capi/libonnxruntime.so.*", "openvino": "libs/libopenvino_c.so.*"}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One process: seconds to the plan, median milliseconds of a render, peak MiB."""
+
+    startup_s: float
+    render_ms: float
+    peak_mib: float
+
+
+def engine_library(engine: str) -> Path:
+    """The library in the engine's installed wheel; the package is not imported."""
+    spec = find_spec(engine)
+    assert spec is not None
+    assert spec.origin is not None
+    return next(Path(spec.origin).parent.glob(LIBRARIES[engine]))
+
+
+def measure(command: Sequence[Any], planned: str) -> Measured:
+    """Run a process; `planned` is what its standard error holds once it has planned."""
+    start = time.perf_counter()
+    process = subprocess.Popen(
+        [str(word) for word in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1
+    )
+    assert process.stderr is not None
+    startup = next(time.perf_counter() - start for line in process.stderr if planned in line)
+    out, told = process.communicate()
+    if process.returncode:
+        raise RuntimeError(f"{command[0]} failed: {told}")
+    numbers = [float(re.search(rf"{word} ([\d.]+)", out)[1]) for word in ("p50", "peak memory")]  # type: ignore[index]
+    return Measured(startup, *numbers)
+
+
+def compare(
+    bundle: Path, host: Path, engine: str, frames: int, steps: int, renders: int, rounds: int
+) -> dict[str, Any]:
+    """Medians of both sides over `rounds` rounds, and of the rounds' ratios C++ / Python."""
+    from posecrafter.pose import read_poses, write_poses
+
+    pairs = []
+    with tempfile.TemporaryDirectory() as folder:
+        poses = Path(folder) / "poses.json"
+        write_poses(poses, read_poses(bundle / "person/poses.json")[:frames])
+        shared = ["--steps", steps, "--threads", 1, "--repeat", renders, "--engine", engine]
+        for _ in range(rounds):
+            python = measure([sys.executable, "-m", __spec__.name, bundle, poses, "--child", *shared], "planned")
+            native = measure([host, bundle, poses, *shared, "--engine-library", engine_library(engine)], '{"size"')
+            pairs.append((asdict(python), asdict(native)))
+    names = pairs[0][0]
+    return {
+        "case": f"{engine} {frames} frames {steps} steps",
+        "rounds": rounds,
+        "python": {name: round(statistics.median(python[name] for python, _ in pairs), 3) for name in names},
+        "cpp": {name: round(statistics.median(native[name] for _, native in pairs), 3) for name in names},
+        "ratio": {name: round(statistics.median(n[name] / p[name] for p, n in pairs), 3) for name in names},
+    }
+
+
+def _child(words: argparse.Namespace) -> None:
+    """Python's side, which does what posecrafter-host does."""
+    import resource
+
+    from posecrafter.pose import read_poses
+    from posecrafter.runtime import Request, Session
+
+    with Session.open(words.bundle, words.engine, words.threads) as session:
+        request = Request(poses=read_poses(words.poses), steps=words.steps)
+        session.plan(request)
+        print("planned", file=sys.stderr, flush=True)
+        session.render(request)
+        latencies = []
+        for _ in range(words.repeat):
+            start = time.perf_counter()
+            session.render(request)
+            latencies.append(1000 * (time.perf_counter() - start))
+    print(f"p50 {statistics.median(latencies):.1f} ms")
+    print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.1f} MiB")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("poses", type=Path, nargs="?", help="of --child")
+    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--host", type=Path, default=ROOT / "build/native/bin/posecrafter-host")
+    parser.add_argument("--out", type=Path, help="a file of JSON lines to append the record to")
+    parser.add_argument("--engine", default="onnxruntime", choices=LIBRARIES)
+    parser.add_argument("--frames", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=5)
+    words = parser.parse_args()
+    if words.child:
+        return _child(words)
+    record = compare(words.bundle, words.host, words.engine, words.frames, words.steps, words.repeat, words.rounds)
+    line = json.dumps({**record, "machine": describe_machine(ROOT)})
+    print(line)
+    if words.out is not None:
+        words.out.parent.mkdir(parents=True, exist_ok=True)
+        with words.out.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,328 @@
+// OpenVINO: the fastest engine on a CPU, through its C interface. A graph is compiled for each size that a pass has.
+#include <dlfcn.h>
+#include <openvino/c/openvino.h>
+
+#include <cstring>
+#include <filesystem>
+#include <list>
+#include <memory>
+#include <vector>
+
+#include "failure.hpp"
+
+namespace posecrafter {
+namespace {
+
+// Above this much of weights a graph is compiled once, for any size: each compiled size holds weights of its own.
+constexpr std::uintmax_t static_bytes = 1U << 30;
+// Sizes of a graph that stay compiled: one frame, the pass, the chunk of decoding and its last.
+constexpr std::size_t resident = 4;
+
+// The functions of libopenvino_c.so that are used here, found by name.
+struct Library {
+    explicit Library(void* handle) : handle(handle) {}
+
+    template <class Function>
+    Function* find(const char* name) const {
+        void* found = dlsym(handle, name);
+        if (!found)
+            throw Failure("engine-version",
+                          std::string("OpenVINO's library has no ") + name + "; 2024.0 or later is needed");
+        return reinterpret_cast<Function*>(found);
+    }
+
+#define PC_OPENVINO(name) decltype(::name)* name = find<decltype(::name)>(#name)
+    void* handle;
+    PC_OPENVINO(ov_core_create);
+    PC_OPENVINO(ov_core_free);
+    PC_OPENVINO(ov_core_get_property);
+    PC_OPENVINO(ov_core_read_model);
+    PC_OPENVINO(ov_core_compile_model);
+    PC_OPENVINO(ov_model_free);
+    PC_OPENVINO(ov_model_inputs_size);
+    PC_OPENVINO(ov_model_outputs_size);
+    PC_OPENVINO(ov_model_const_input_by_index);
+    PC_OPENVINO(ov_model_const_output_by_index);
+    PC_OPENVINO(ov_model_reshape);
+    PC_OPENVINO(ov_port_get_any_name);
+    PC_OPENVINO(ov_output_const_port_free);
+    PC_OPENVINO(ov_partial_shape_create_static);
+    PC_OPENVINO(ov_partial_shape_free);
+    PC_OPENVINO(ov_compiled_model_create_infer_request);
+    PC_OPENVINO(ov_compiled_model_free);
+    PC_OPENVINO(ov_infer_request_set_tensor);
+    PC_OPENVINO(ov_infer_request_get_output_tensor_by_index);
+    PC_OPENVINO(ov_infer_request_infer);
+    PC_OPENVINO(ov_infer_request_free);
+    PC_OPENVINO(ov_tensor_create);
+    PC_OPENVINO(ov_tensor_data);
+    PC_OPENVINO(ov_tensor_free);
+    PC_OPENVINO(ov_tensor_get_byte_size);
+    PC_OPENVINO(ov_tensor_get_shape);
+    PC_OPENVINO(ov_shape_free);
+    PC_OPENVINO(ov_get_last_err_msg);
+    PC_OPENVINO(ov_get_error_info);
+    PC_OPENVINO(ov_free);
+#undef PC_OPENVINO
+
+    void check(ov_status_e status, const char* code, const std::string& what) const {
+        if (status == OK) return;
+        const char* told = ov_get_last_err_msg();
+        std::string line = told && *told ? told : ov_get_error_info(status);
+        // Messages open with OpenVINO's own source lines; the last line says what happened.
+        while (!line.empty() && (line.back() == '\n' || line.back() == ' ')) line.pop_back();
+        if (const auto end = line.rfind('\n'); end != std::string::npos) line.erase(0, end + 1);
+        throw Failure(code, what + ": " + line);
+    }
+};
+
+template <class T>
+using Owned = std::unique_ptr<T, void (*)(T*)>;
+
+struct OpenVino {
+    Library library;
+    Owned<ov_core_t> core;
+    std::string precision;  // OpenVINO's word
+    int threads;
+};
+
+using Shape = std::vector<std::int64_t>;
+
+struct Tensor {
+    const Library* library;
+    Owned<ov_tensor_t> tensor;
+    Shape shape;
+};
+
+struct Compiled {
+    std::vector<Shape> shapes;
+    Owned<ov_compiled_model_t> model;
+    Owned<ov_infer_request_t> request;
+};
+
+struct Graph {
+    OpenVino& engine;
+    std::string path;
+    bool fixed;  // compiled for each size
+    Owned<ov_model_t> model;
+    std::vector<std::string> inputs, outputs;
+    std::list<Compiled> compiled;  // the latest first
+};
+
+void* open_library(const char* path) {
+    void* handle = dlopen(path ? path : "libopenvino_c.so", RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE);
+    if (handle) return handle;
+    const std::string why = dlerror();
+    throw Failure("engine-missing",
+                  "cannot open OpenVINO's library: " + why +
+                      "; name libopenvino_c.so in engine_library (pip install openvino has one in openvino/libs)");
+}
+
+OpenVino* make_engine(const pc_engine_options& wanted) {
+    if (wanted.device && std::strcmp(wanted.device, "cpu") != 0)
+        throw Failure("engine-device", std::string("OpenVINO runs on the cpu here, not on '") + wanted.device + "'");
+    const std::string precision = wanted.precision ? wanted.precision : "fp32";
+    if (precision != "fp32" && precision != "bf16")
+        throw Failure("engine-precision",
+                      "OpenVINO here computes in fp32 or bf16, not '" + precision + "'; name one of them");
+    const Library library(open_library(wanted.library));
+    ov_core_t* core = nullptr;
+    library.check(library.ov_core_create(&core), "engine-load", "OpenVINO does not start");
+    auto engine = std::make_unique<OpenVino>(
+        OpenVino{library, {core, library.ov_core_free}, precision == "fp32" ? "f32" : "bf16", wanted.threads});
+    if (precision == "bf16") {
+        char* able = nullptr;
+        library.check(library.ov_core_get_property(core, "CPU", "OPTIMIZATION_CAPABILITIES", &able), "engine-load",
+                      "OpenVINO's CPU");
+        const std::string words = able;
+        library.ov_free(able);
+        if (words.find("BF16") == std::string::npos)
+            throw Failure("engine-precision",
+                          "this CPU has no bf16 arithmetic (OpenVINO reports " + words + "); use fp32");
+    }
+    return engine.release();
+}
+
+std::string name_of(const Library& library, ov_output_const_port_t* raw) {
+    const Owned<ov_output_const_port_t> port(raw, library.ov_output_const_port_free);
+    char* name = nullptr;
+    library.check(library.ov_port_get_any_name(raw, &name), "engine-load", "OpenVINO: a nameless tensor");
+    std::string out = name;
+    library.ov_free(name);
+    return out;
+}
+
+std::uintmax_t size_of(const std::string& path) {
+    std::error_code absent;
+    const auto size = std::filesystem::file_size(path, absent);
+    return absent ? 0 : size;
+}
+
+Graph* load_graph(OpenVino& engine, const std::string& stem) {
+    const Library& library = engine.library;
+    const std::string path = stem + ".onnx";
+    ov_model_t* model = nullptr;
+    library.check(library.ov_core_read_model(engine.core.get(), path.c_str(), nullptr, &model), "engine-load",
+                  "OpenVINO cannot read " + path);
+    auto graph = std::make_unique<Graph>(Graph{engine,
+                                               path,
+                                               size_of(path) + size_of(stem + ".weights") <= static_bytes,
+                                               {model, library.ov_model_free},
+                                               {},
+                                               {},
+                                               {}});
+    std::size_t inputs = 0, outputs = 0;
+    library.check(library.ov_model_inputs_size(model, &inputs), "engine-load", path);
+    library.check(library.ov_model_outputs_size(model, &outputs), "engine-load", path);
+    ov_output_const_port_t* port = nullptr;
+    for (std::size_t i = 0; i < inputs; ++i) {
+        library.check(library.ov_model_const_input_by_index(model, i, &port), "engine-load", path);
+        graph->inputs.push_back(name_of(library, port));
+    }
+    // Compiling may give an output the name of what it was merged with; its place stays.
+    for (std::size_t i = 0; i < outputs; ++i) {
+        library.check(library.ov_model_const_output_by_index(model, i, &port), "engine-load", path);
+        graph->outputs.push_back(name_of(library, port));
+    }
+    return graph.release();
+}
+
+void reshape(const Graph& graph, const char* const* names, const std::vector<Shape>& shapes) {
+    const Library& library = graph.engine.library;
+    std::vector<ov_partial_shape_t> partial;
+    std::vector<const char*> words;
+    for (std::size_t i = 0; i < shapes.size(); ++i) {
+        if (shapes[i].empty()) continue;  // a single number has one shape, and the C interface refuses to name it
+        words.push_back(names[i]);
+        library.check(
+            library.ov_partial_shape_create_static(std::ssize(shapes[i]), shapes[i].data(), &partial.emplace_back()),
+            "engine-load", "OpenVINO: a shape of " + graph.path);
+    }
+    const ov_status_e status =
+        library.ov_model_reshape(graph.model.get(), words.data(), partial.data(), partial.size());
+    for (ov_partial_shape_t& shape : partial) library.ov_partial_shape_free(&shape);
+    library.check(status, "engine-load", "OpenVINO cannot reshape " + graph.path);
+}
+
+Compiled compile(Graph& graph, const char* const* names, const std::vector<Shape>& shapes) {
+    const OpenVino& engine = graph.engine;
+    const Library& library = engine.library;
+    if (graph.fixed) reshape(graph, names, shapes);
+    ov_compiled_model_t* model = nullptr;
+    const std::string threads = std::to_string(engine.threads);
+    // The last pair is left out where the number of threads is OpenVINO's choice.
+    library.check(library.ov_core_compile_model(engine.core.get(), graph.model.get(), "CPU", engine.threads > 0 ? 6 : 4,
+                                                &model, "PERFORMANCE_HINT", "LATENCY", "INFERENCE_PRECISION_HINT",
+                                                engine.precision.c_str(), "INFERENCE_NUM_THREADS", threads.c_str()),
+                  "engine-load", "OpenVINO cannot compile " + graph.path);
+    Owned<ov_compiled_model_t> owned(model, library.ov_compiled_model_free);
+    ov_infer_request_t* request = nullptr;
+    library.check(library.ov_compiled_model_create_infer_request(model, &request), "engine-load", graph.path);
+    return {shapes, std::move(owned), {request, library.ov_infer_request_free}};
+}
+
+ov_infer_request_t* request_for(Graph& graph, const char* const* names, const std::vector<Shape>& shapes) {
+    auto& known = graph.compiled;
+    for (auto place = known.begin(); place != known.end(); ++place)
+        if (!graph.fixed || place->shapes == shapes) {
+            known.splice(known.begin(), known, place);
+            return known.front().request.get();
+        }
+    known.push_front(compile(graph, names, shapes));
+    if (known.size() > resident) known.pop_back();
+    return known.front().request.get();
+}
+
+Tensor* make_tensor(const Library& library, ov_element_type_e type, const Shape& shape, const void* data) {
+    ov_tensor_t* raw = nullptr;
+    const ov_shape_t sides{std::ssize(shape), const_cast<std::int64_t*>(shape.data())};
+    library.check(library.ov_tensor_create(type, sides, &raw), "engine-memory", "OpenVINO cannot allocate a tensor");
+    auto tensor = std::make_unique<Tensor>(Tensor{&library, {raw, library.ov_tensor_free}, shape});
+    void* to = nullptr;
+    std::size_t bytes = 0;
+    library.check(library.ov_tensor_data(raw, &to), "engine-memory", "OpenVINO");
+    library.check(library.ov_tensor_get_byte_size(raw, &bytes), "engine-memory", "OpenVINO");
+    std::memcpy(to, data, bytes);
+    return tensor.release();
+}
+
+Tensor* run(Graph& graph, const char* const* names, void* const* inputs, std::size_t count, const char* output) {
+    const Library& library = graph.engine.library;
+    std::vector<Shape> shapes;
+    for (std::size_t i = 0; i < count; ++i) shapes.push_back(static_cast<const Tensor*>(inputs[i])->shape);
+    ov_infer_request_t* request = request_for(graph, names, shapes);
+    const std::string what = "OpenVINO failed in " + graph.path;
+    for (std::size_t i = 0; i < count; ++i)
+        library.check(
+            library.ov_infer_request_set_tensor(request, names[i], static_cast<const Tensor*>(inputs[i])->tensor.get()),
+            "engine-run", what);
+    library.check(library.ov_infer_request_infer(request), "engine-run", what);
+    std::size_t index = 0;
+    while (index < graph.outputs.size() && graph.outputs[index] != output) ++index;
+    ov_tensor_t* raw = nullptr;
+    library.check(library.ov_infer_request_get_output_tensor_by_index(request, index, &raw), "engine-run", what);
+    const Owned<ov_tensor_t> made(raw, library.ov_tensor_free);
+    ov_shape_t sides{};
+    library.check(library.ov_tensor_get_shape(raw, &sides), "engine-run", what);
+    const Shape shape(sides.dims, sides.dims + sides.rank);
+    library.ov_shape_free(&sides);
+    void* data = nullptr;
+    library.check(library.ov_tensor_data(raw, &data), "engine-run", what);
+    // A copy: the request's own tensor is overwritten by the next run, whose input this one may be.
+    return make_tensor(library, F32, shape, data);
+}
+
+void download(const Tensor& tensor, float* data, std::size_t count) {
+    std::size_t bytes = 0;
+    void* from = nullptr;
+    tensor.library->check(tensor.library->ov_tensor_get_byte_size(tensor.tensor.get(), &bytes), "engine-run",
+                          "OpenVINO");
+    if (bytes != count * sizeof(float))
+        throw Failure("engine-run", "a graph returned " + std::to_string(bytes / sizeof(float)) +
+                                        " numbers, expected " + std::to_string(count) + "; export the bundle again");
+    tensor.library->check(tensor.library->ov_tensor_data(tensor.tensor.get(), &from), "engine-run", "OpenVINO");
+    std::memcpy(data, from, bytes);
+}
+
+const pc_engine_module module{
+    .abi = PC_ENGINE_ABI,
+    .name = "openvino",
+    .open = [](const pc_engine_options* options, pc_engine_failure* failure) -> void* {
+        return guarded(failure, "engine-load", [&]() -> void* { return make_engine(*options); });
+    },
+    .close = [](void* engine) { delete static_cast<OpenVino*>(engine); },
+    .device = [](void*) { return "cpu"; },
+    .variant = [](void*) { return ""; },
+    .load = [](void* engine, const char* path, pc_engine_failure* failure) -> void* {
+        return guarded(failure, "engine-load",
+                       [&]() -> void* { return load_graph(*static_cast<OpenVino*>(engine), path); });
+    },
+    .unload = [](void* graph) { delete static_cast<Graph*>(graph); },
+    .input = [](void* graph, std::size_t index) -> const char* {
+        const auto& inputs = static_cast<Graph*>(graph)->inputs;
+        return index < inputs.size() ? inputs[index].c_str() : nullptr;
+    },
+    .upload = [](void* engine, int type, const void* data, const std::int64_t* shape, std::size_t rank,
+                 pc_engine_failure* failure) -> void* {
+        return guarded(failure, "engine-memory", [&]() -> void* {
+            const auto word = type == PC_ENGINE_FLOAT32 ? F32 : I64;
+            return make_tensor(static_cast<OpenVino*>(engine)->library, word, {shape, shape + rank}, data);
+        });
+    },
+    .run = [](void* graph, const char* const* names, void* const* inputs, std::size_t count, const char* output,
+              pc_engine_failure* failure) -> void* {
+        return guarded(failure, "engine-run",
+                       [&]() -> void* { return run(*static_cast<Graph*>(graph), names, inputs, count, output); });
+    },
+    .download = [](void*, void* tensor, float* data, std::size_t count, pc_engine_failure* failure) -> int {
+        return guarded(failure, "engine-run", [&] { return download(*static_cast<Tensor*>(tensor), data, count), 1; });
+    },
+    .release = [](void* tensor) { delete static_cast<Tensor*>(tensor); },
+};
+
+}  // namespace
+}  // namespace posecrafter
+
+extern "C" __attribute__((visibility("default"))) const pc_engine_module* pc_engine_module_v1() {
+    return &posecrafter::module;
+}

@@ -1,0 +1,99 @@
+"""What `cmake --install` leaves is a package that another project finds, and a host program that runs."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+import posecrafter
+
+HERE = Path(__file__).parent
+
+
+def run(*command: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=300, check=False)
+
+
+@pytest.fixture(scope="module")
+def prefix(native: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder: Path = tmp_path_factory.mktemp("prefix")
+    done = run("cmake", "--install", native.build, "--prefix", folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def expected(native: Any, tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> np.ndarray:
+    """Frames of the training poses, by the library in its build folder."""
+    poses = tiny_bundle / "person/poses.json"
+    frames: np.ndarray = native.render(tiny_bundle, poses, tmp_path_factory.mktemp("expected"))["frames"]
+    return frames
+
+
+def test_another_project_builds_against_the_installed_package(
+    native: Any, prefix: Path, tiny_bundle: Path, expected: np.ndarray, tmp_path: Path
+) -> None:
+    for command in (
+        ("cmake", "-S", HERE / "consumer", "-B", tmp_path / "build", f"-DCMAKE_PREFIX_PATH={prefix}"),
+        ("cmake", "--build", tmp_path / "build", "--parallel", "2"),
+    ):
+        done = run(*command)
+        assert done.returncode == 0, done.stdout + done.stderr
+    told = run(tmp_path / "build/consumer_c")
+    assert told.stdout.split() == [posecrafter.__version__, "2", "bundle-missing"]
+    words = (tiny_bundle, tiny_bundle / "person/poses.json", "onnxruntime", native.onnxruntime, tmp_path / "out.rgb")
+    done = run(tmp_path / "build/consumer", *words)
+    assert done.returncode == 0, done.stderr
+    np.testing.assert_array_equal(np.fromfile(tmp_path / "out.rgb", np.uint8).reshape(expected.shape), expected)
+
+
+def test_the_host_writes_png_files_and_latencies(
+    native: Any, prefix: Path, tiny_bundle: Path, expected: np.ndarray, tmp_path: Path
+) -> None:
+    words = (
+        "--engine-library",
+        native.onnxruntime,
+        "--engine",
+        "onnxruntime",
+        "--out",
+        tmp_path / "out",
+        "--repeat",
+        3,
+    )
+    done = run(prefix / "bin/posecrafter-host", tiny_bundle, tiny_bundle / "person/poses.json", *words)
+    assert done.returncode == 0, done.stderr
+    assert "sample" in done.stderr
+    assert "p50" in done.stdout
+    assert "peak memory" in done.stdout
+    files = sorted((tmp_path / "out").iterdir())
+    frames = np.stack([cv2.imread(str(file))[..., ::-1] for file in files])
+    np.testing.assert_array_equal(frames, expected)
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("usage", ["--colour", "red"]),
+        ("usage", ["--steps", "many"]),
+        ("steps-range", ["--steps", "0"]),
+        ("inversion", ["--inversion", "upside-down"]),
+        ("engine-unknown", ["--engine", "abacus"]),
+        ("engine-missing", ["--engine", "onnxruntime", "--engine-library", "/nowhere.so"]),
+    ],
+)
+def test_the_host_refuses_in_one_line(code: str, words: list[str], native: Any, tiny_bundle: Path) -> None:
+    engine = ["--engine", "onnxruntime", "--engine-library", native.onnxruntime]
+    poses = tiny_bundle / "person/poses.json"
+    done = run(native.build / "bin/posecrafter-host", tiny_bundle, poses, *engine, *words)
+    assert done.returncode == 2
+    assert f"error[{code}]: " in done.stderr
+
+
+def test_the_native_tests_pass(native: Any) -> None:
+    done = run("ctest", "--test-dir", native.build, "--output-on-failure", "--no-tests=error")
+    assert done.returncode == 0, done.stdout
