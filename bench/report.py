@@ -82,7 +82,7 @@ def _aims(renders: Sequence[Record], memories: Sequence[Record]) -> str:
     for words, case, mode, precision, repeated, aim in TARGETS:
         same = [r for r in renders if r["case"] == case and not r["runner"].startswith("published")]
         same = [r for r in same if (r["inversion"], r["precision"], r["repeated"]) == (mode, precision, repeated)]
-        ran = [r for r in same if "ratio" in r]
+        ran = [r for r in same if "skipped" not in r]
         best = max(ran, key=lambda r: r["ratio"], default=None)
         skipped = next((r["skipped"] for r in same if "skipped" in r), "not measured")
         rows.append([words, f"{aim:g}x", skipped if best is None else f"{best['ratio']:.2f}x ({best['runner']})"])
