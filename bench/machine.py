@@ -6,6 +6,7 @@ import datetime
 import os
 import platform
 import subprocess
+import sys
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -48,6 +49,13 @@ def measure_roof(rounds: int = 7) -> dict[str, float]:
         "gemm": round(2 * 2048**3 / gemm / 1e9, 1),
         "convolution": round(2 * 16 * 32 * 32 * 256 * 256 * 9 / convolution / 1e9, 1),
     }
+
+
+def import_seconds(rounds: int = 3) -> float:
+    """Seconds that `import posecrafter.runtime` takes in a fresh process, the best of some."""
+    program = "import time; t = time.perf_counter(); import posecrafter.runtime; print(time.perf_counter() - t)"
+    runs = [subprocess.run([sys.executable, "-c", program], capture_output=True, check=True) for _ in range(rounds)]
+    return round(min(float(run.stdout) for run in runs), 3)
 
 
 def _best(work: Any, rounds: int) -> float:

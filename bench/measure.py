@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from posecrafter.bench.cases import FULL, GUIDANCE, LARGE, QUICK, Case, Runner
-from posecrafter.bench.machine import measure_roof
+from posecrafter.bench.machine import import_seconds, measure_roof
 from posecrafter.errors import EngineError
 from posecrafter.pose import PoseTrack
 from posecrafter.runtime import Request, Result, Session
@@ -160,7 +160,8 @@ def _memory(case: Case, run: Path, bundle: Path) -> list[dict[str, Any]]:
     subject = open_runner(runner, run, bundle)
     subject.render(_request(case, runner, subject.poses, case.steps))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return [_header(case, runner) | {"peak_mib": round(peak), "open_seconds": round(subject.seconds, 2)}]
+    figures = {"peak_mib": round(peak), "open_seconds": round(subject.seconds, 2), "import_seconds": import_seconds()}
+    return [_header(case, runner) | figures]
 
 
 def _header(case: Case, runner: Runner) -> dict[str, Any]:

@@ -62,7 +62,7 @@ def record_cases(
 
 def _measure(case: Case, work: Path) -> list[str] | None:
     """The lines of one case's process; None where it failed, which its own last words explain."""
-    command = [sys.executable, "-m", "posecrafter.bench.measure", case.name, str(work)]
+    command = [sys.executable, "-P", "-m", "posecrafter.bench.measure", case.name, str(work)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     return None if done.returncode else [line for line in done.stdout.splitlines() if line.startswith("{")]
 

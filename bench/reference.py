@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from posecrafter.bench.published import PublishedDenoiser
 from posecrafter.export.reference import bundle_in_memory
@@ -31,15 +32,20 @@ CHUNK = 4
 
 @dataclass(frozen=True)
 class Variant:
-    """How PyTorch runs the published loop: the weights' layout, autocast to bfloat16, torch.compile."""
+    """How PyTorch runs the published loop: the weights' layout, autocast to bfloat16, torch.compile.
+
+    full_attention: with the whole matrix of scores in memory, as the published code computes it on a CPU.
+    """
 
     channels_last: bool = False
     bf16: bool = False
     compiled: bool = False
+    full_attention: bool = False
 
 
 VARIANTS = {
     "eager": Variant(),
+    "full attention": Variant(full_attention=True),
     "channels-last": Variant(channels_last=True),
     "compile": Variant(compiled=True),
     "compile channels-last": Variant(channels_last=True, compiled=True),
@@ -130,7 +136,7 @@ class PublishedLoop:
     ) -> Tensor:
         mix = torch.tensor(weights)[:, None, None, None, None]
         for step in steps:
-            with self._precision():
+            with self._precision(), self._attention():
                 each = self._denoise(torch.cat([x] * len(text)), torch.tensor([step.timestep]), text, maps, scale)
             x = step.a * x + step.b * (mix * each.float()).sum(0, keepdim=True)
         return x
@@ -139,5 +145,8 @@ class PublishedLoop:
         prompt = self.bundle.manifest.text.prompt if request.prompt is None else request.prompt
         return [prompt] if len(plan.weights) == 1 else [request.negative_prompt or "", prompt]
 
-    def _precision(self) -> torch.autocast | nullcontext[None]:
+    def _precision(self) -> AbstractContextManager[None]:
         return torch.autocast("cpu", torch.bfloat16) if self.variant.bf16 else nullcontext()
+
+    def _attention(self) -> AbstractContextManager[None]:
+        return sdpa_kernel(SDPBackend.MATH) if self.variant.full_attention else nullcontext()

@@ -59,12 +59,9 @@ def _tables(records: Sequence[Record]) -> list[str]:
     if kinds["render"]:
         made.append(_renders(kinds["render"]))
     if kinds["memory"]:
-        made.append(
-            _table(
-                ["case", "peak MiB", "open, s"],
-                [[r["case"], r["peak_mib"], r["open_seconds"]] for r in kinds["memory"]],
-            )
-        )
+        names = ("case", "peak_mib", "open_seconds", "import_seconds")
+        rows = [[record[name] for name in names] for record in kinds["memory"]]
+        made.append(_table(["a fresh process", "peak, MiB", "to open, s", "import posecrafter.runtime, s"], rows))
     if kinds["step"]:
         rows = [
             [r["case"], r["frames"], r["step_gflop"], r["step_seconds"], r["gflop_per_second"], _share(r)]

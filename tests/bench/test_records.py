@@ -87,7 +87,13 @@ def render(runner: str, ratio: float, **values: Any) -> dict[str, Any]:
 def test_the_page_is_rebuilt_between_its_marks_from_the_records_alone(tmp_path: Path) -> None:
     page = tmp_path / "performance.md"
     page.write_text(f"# Before\n\n{BEGIN}\nold\n{END}\n\nafter\n")
-    memory = {"case": "memory, ", "kind": "memory", "open_seconds": 0.4, "machine": render("x", 1)["machine"]}
+    memory = {
+        "case": "memory, ",
+        "kind": "memory",
+        "open_seconds": 0.4,
+        "import_seconds": 0.2,
+        "machine": render("x", 1)["machine"],
+    }
     found = [
         render("published eager", 1.0),
         render("openvino", 1.91),
