@@ -17,7 +17,9 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from posecrafter.bench.machine import cpu_flags
 from posecrafter.bench.published import PublishedDenoiser
+from posecrafter.errors import EngineError
 from posecrafter.export.reference import bundle_in_memory
 from posecrafter.export.run import Run
 from posecrafter.finetune.base import Base
@@ -58,7 +60,10 @@ class PublishedLoop:
     """ControlVideo's inversion and sampling with PoseCrafter's reference frame, eager PyTorch on the CPU."""
 
     def __init__(self, bundle: Bundle, base: Base, variant: Variant | None = None) -> None:
+        """Raises: EngineError "engine-precision" for bf16 on a CPU without it: emulated, it stands for nothing."""
         self.bundle, self.base, self.variant = bundle, base, variant or Variant()
+        if self.variant.bf16 and not {"avx512_bf16", "amx_bf16"} & set(cpu_flags()):
+            raise EngineError("engine-precision", "this CPU has no bf16 arithmetic (neither avx512_bf16 nor amx_bf16)")
         denoiser = PublishedDenoiser(base.denoiser).eval()
         if self.variant.channels_last:
             denoiser.to(memory_format=torch.channels_last)

@@ -39,17 +39,22 @@ def write_report(records: Sequence[Record], page: Path) -> None:
 
 def _machine(records: Sequence[Record]) -> str:
     told = {
-        (m["cpu"], m["cores"], " ".join(m["flags"]), m["commit"], m["date"][:10])
+        (m["cpu"], m["cores"], m["threads"], " ".join(m["flags"]), m["commit"], m["date"][:10])
         for m in (record["machine"] for record in records)
     }
-    loads = [record["machine"]["load"] for record in records]
+    loads, cores = zip(*((r["machine"]["load"], r["machine"]["cores"]) for r in records), strict=True)
     lines = [
-        f"{cpu}, {cores} cores ({flags}), commit {commit}, {date}." for cpu, cores, flags, commit, date in sorted(told)
+        f"{cpu}, {cores} cores, {threads} threads ({flags}), commit {commit}, {date}."
+        for cpu, cores, threads, flags, commit, date in sorted(told)
     ]
-    libraries = records[-1]["machine"]["libraries"] if records else {}
+    libraries = records[-1]["machine"]["libraries"]
     lines.append(", ".join(f"{name} {version}" for name, version in libraries.items()) + ".")
-    if loads:
-        lines.append(f"Load of the machine when the cases began: {min(loads):.1f} to {max(loads):.1f}.")
+    lines.append(f"Load of the machine when the cases began: {min(loads):.1f} to {max(loads):.1f}.")
+    if max(loads) > max(cores) + 1:
+        lines.append(
+            "**The machine was busy.** PyTorch's threads wait for one another, so with more than one thread the ratios "
+            "flatter us: record again on an idle machine."
+        )
     return "\n".join(lines)
 
 

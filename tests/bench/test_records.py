@@ -26,7 +26,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the cases that a process was started for; each gives one line, but "memory, openvino" the first time."""
     asked: list[str] = []
 
-    def measure(case: Case, work: Path) -> list[str] | None:
+    def measure(case: Case, work: Path, threads: int | None) -> list[str] | None:
         asked.append(case.name)
         if case.name.startswith("memory") and asked.count(case.name) == 1:
             return None
@@ -57,6 +57,14 @@ def test_another_commit_is_measured_anew(measured: list[str], tmp_path: Path, mo
     assert {record["machine"]["commit"] for record in read_records(path)} > {"another"}
 
 
+def test_another_number_of_threads_is_another_record(measured: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "speed.jsonl"
+    record_cases(CASES[:1], path, tmp_path, threads=1)
+    record_cases(CASES[:1], path, tmp_path, threads=1)
+    record_cases(CASES[:1], path, tmp_path, threads=3)
+    assert [record["machine"]["threads"] for record in read_records(path)] == [1, 3]
+
+
 def test_the_last_record_of_a_runner_counts() -> None:
     found = latest(
         [{"case": "c", "label": "a", "n": 1}, {"case": "c", "label": "b", "n": 2}, {"case": "c", "label": "a", "n": 3}]
@@ -78,8 +86,8 @@ def render(runner: str, ratio: float, **values: Any) -> dict[str, Any]:
         "precision": "fp32", "repeated": False, "size": 128, "frames": 16, "steps": 25, "ratio": ratio, "psnr": 80.0,
         "seconds": {"p20": 1.0, "p50": 1.5, "p80": 2.0}, "stages": {"invert": 0.5, "sample": 1.0},
         "frame_evaluations": 10, "gflop_per_second": 50.0, "share": 0.61, "step_gflop": 30.0,
-        "machine": {"cpu": "A", "cores": 2, "flags": ["avx2"], "commit": "c", "date": "2026-11-25T00:00:00",
-                    "load": 0.1, "libraries": {"torch": "2"}},
+        "machine": {"cpu": "A", "cores": 2, "threads": 2, "flags": ["avx2"], "commit": "c",
+                    "date": "2026-11-25T00:00:00", "load": 0.1, "libraries": {"torch": "2"}},
     }  # fmt: skip
     return made | values
 
@@ -118,6 +126,16 @@ def test_the_page_is_rebuilt_between_its_marks_from_the_records_alone(tmp_path: 
         assert (tmp_path / name).stat().st_size > 1000
     write_report(found, page)
     assert page.read_text() == text
+
+
+def test_a_busy_machine_is_told(tmp_path: Path) -> None:
+    page = tmp_path / "performance.md"
+    page.write_text(f"{BEGIN}\n{END}\n")
+    record = render("published eager", 1.0)
+    write_report([record], page)
+    assert "busy" not in page.read_text()
+    write_report([record | {"machine": record["machine"] | {"load": 3.4}}], page)
+    assert "The machine was busy" in page.read_text()
 
 
 def test_a_page_without_marks_is_refused_and_stays(tmp_path: Path) -> None:
