@@ -61,7 +61,8 @@ OURS = (
 )
 BF16 = (Runner("openvino", "reference", "bf16"), Runner("openvino", "reference", "bf16", repeated=True))
 VARIANTS = tuple(
-    Runner(f"published {name}") for name in ("channels-last", "compile", "compile channels-last", "channels-last bf16")
+    Runner(f"published {name}", precision="bf16" if "bf16" in name else "fp32")
+    for name in ("full attention", "channels-last", "compile", "compile channels-last", "channels-last bf16")
 )
 
 QUICK = (

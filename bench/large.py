@@ -36,17 +36,18 @@ SD15 = {
 }
 
 
-def measure_step(case: Case, work: Path) -> list[dict[str, Any]]:
+def measure_step(case: Case, work: Path, threads: int | None = None) -> list[dict[str, Any]]:
     """Seconds of a guided step over `case.frames` frames in all, and its share of the machine's roof."""
     (runner,) = case.runners
+    published = runner.name.startswith("published")
     cells, folder = case.size // 8, work / "sd15" / "graphs"
     if not (folder / "done").is_file():
         _export(folder)
     graph = _graph()
     inputs = graph.example({"frames": case.frames, "prompts": 2, "h": cells, "w": cells})
     with torch.device("meta"):
-        flops = _count(case, runner.name.startswith("published"))
-    step = _published(case, inputs) if runner.name.startswith("published") else _engine(runner.name, folder, inputs)
+        flops = _count(case, published)
+    step = _published(case, inputs) if published else _engine(runner.name, folder, inputs, threads)
     step()
     seconds = []
     for _ in range(case.rounds):
@@ -81,7 +82,7 @@ def _graph(denoiser: VideoDenoiser | None = None) -> Graph:
         "b": Border(()),
         "text": Border(("prompts", 77, 768)),
         "weight": Border(("prompts",)),
-        "pose_features": Border(("frames", 320, "h", "w")),
+        "pose_features": Border(("frames", SD15["block_out_channels"][0], "h", "w")),
         "control_scale": Border(()),
     }
     return Graph("denoiser", Step(denoiser or _meta()), inputs, {"x_next": latents, "eps": latents})
@@ -121,7 +122,7 @@ def _count(case: Case, published: bool) -> int:
         maps = torch.empty(1, 3, case.frames, case.size, case.size)
         clip = torch.empty(2, 4, case.frames, cells, cells)
         return count_flops(lambda: PublishedDenoiser(denoiser)(clip, timestep, text, maps, 1.0))
-    features = torch.empty(case.frames, 320, cells, cells)
+    features = torch.empty(case.frames, SD15["block_out_channels"][0], cells, cells)
     return count_flops(lambda: denoiser(x, timestep, text, features, 1.0))
 
 
@@ -137,10 +138,10 @@ def _published(case: Case, inputs: dict[str, torch.Tensor]) -> Callable[[], Any]
     return step
 
 
-def _engine(name: str, folder: Path, inputs: dict[str, torch.Tensor]) -> Callable[[], Any]:
+def _engine(name: str, folder: Path, inputs: dict[str, torch.Tensor], threads: int | None) -> Callable[[], Any]:
     from posecrafter.runtime.engines import open_engine
 
-    engine = open_engine(name, folder.parent)
+    engine = open_engine(name, folder.parent, threads)
     buffers = {key: engine.upload(value.numpy()) for key, value in inputs.items()}
     graph = engine.load("denoiser")
     return lambda: graph.run(buffers)

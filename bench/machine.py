@@ -6,6 +6,7 @@ import datetime
 import os
 import platform
 import subprocess
+import sys
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,18 +16,24 @@ LIBRARIES = ("posecrafter", "torch", "onnxruntime", "openvino", "numpy")
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 
 
-def describe_machine(root: Path) -> dict[str, Any]:
-    """Processor, cores, libraries, commit of the repository at `root`, and date."""
-    told = _cpu()
+def describe_machine(root: Path, threads: int | None = None) -> dict[str, Any]:
+    """Processor, cores, threads used, load, libraries, commit of the repository at `root`, and date."""
+    told, cores = _cpu(), len(os.sched_getaffinity(0))
     return {
         "cpu": told.get("model name", platform.processor() or platform.machine()),
-        "cores": len(os.sched_getaffinity(0)),
-        "flags": [flag for flag in FLAGS if flag in told.get("flags", "").split()],
+        "cores": cores,
+        "threads": threads or cores,
+        "flags": cpu_flags(),
         "load": round(os.getloadavg()[0], 2),
         "libraries": {name: _version(name) for name in LIBRARIES},
         "commit": _commit(root),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
+
+
+def cpu_flags() -> list[str]:
+    """Those of FLAGS that this processor has."""
+    return [flag for flag in FLAGS if flag in _cpu().get("flags", "").split()]
 
 
 def measure_roof(rounds: int = 7) -> dict[str, float]:
@@ -48,6 +55,13 @@ def measure_roof(rounds: int = 7) -> dict[str, float]:
         "gemm": round(2 * 2048**3 / gemm / 1e9, 1),
         "convolution": round(2 * 16 * 32 * 32 * 256 * 256 * 9 / convolution / 1e9, 1),
     }
+
+
+def import_seconds(rounds: int = 3) -> float:
+    """Seconds that `import posecrafter.runtime` takes in a fresh process, the best of some."""
+    program = "import time; t = time.perf_counter(); import posecrafter.runtime; print(time.perf_counter() - t)"
+    runs = [subprocess.run([sys.executable, "-c", program], capture_output=True, check=True) for _ in range(rounds)]
+    return round(min(float(run.stdout) for run in runs), 3)
 
 
 def _best(work: Any, rounds: int) -> float:

@@ -26,7 +26,7 @@ def prepare(work: Path, size: int) -> tuple[Path, Path]:
 
 
 def _posecrafter(*words: object) -> None:
-    command = [sys.executable, "-m", "posecrafter", *map(str, words)]
+    command = [sys.executable, "-P", "-m", "posecrafter", *map(str, words)]
     done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no message"])[-1]

@@ -1,4 +1,4 @@
-"""One case in a process of its own: `python -m posecrafter.bench.measure CASE WORK` prints JSON lines, one a runner."""
+"""One case in a process of its own: `python -m posecrafter.bench.measure CASE WORK THREADS` prints its records."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from posecrafter.bench.cases import FULL, GUIDANCE, LARGE, QUICK, Case, Runner
-from posecrafter.bench.machine import measure_roof
+from posecrafter.bench.machine import import_seconds, measure_roof
 from posecrafter.errors import EngineError
 from posecrafter.pose import PoseTrack
 from posecrafter.runtime import Request, Result, Session
@@ -34,23 +34,27 @@ class Open:
     seconds: float
 
 
-def measure(case: Case, work: Path) -> list[dict[str, Any]]:
-    """The records of a case. Raises: RequestError "bench-material"."""
+def measure(case: Case, work: Path, threads: int | None = None) -> list[dict[str, Any]]:
+    """The records of a case. threads: None for one a core. Raises: RequestError "bench-material"."""
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
     if case.kind == "operators":
         from posecrafter.bench.operators import operator_shares
 
-        return operator_shares(case, work)
+        return operator_shares(case, work, threads)
     if case.kind == "step":
         from posecrafter.bench.large import measure_step
 
-        return measure_step(case, work)
+        return measure_step(case, work, threads)
     from posecrafter.bench.material import prepare
 
     run, bundle = prepare(work, case.size)
-    return _memory(case, run, bundle) if case.kind == "memory" else _render(case, run, bundle)
+    return (_memory if case.kind == "memory" else _render)(case, run, bundle, threads)
 
 
-def open_runner(runner: Runner, run: Path, bundle: Path) -> Open:
+def open_runner(runner: Runner, run: Path, bundle: Path, threads: int | None = None) -> Open:
     """Raises: EngineError where the engine or its precision is not to be had here."""
     start = time.perf_counter()
     if runner.name.startswith("published "):
@@ -59,7 +63,7 @@ def open_runner(runner: Runner, run: Path, bundle: Path) -> Open:
         loop = PublishedLoop.open(run, VARIANTS[runner.name.removeprefix("published ")])
         return Open(runner, loop.render, lambda: None, loop.bundle.poses, time.perf_counter() - start)
     precision = runner.precision if runner.name == "openvino" else None
-    session = Session.open(bundle, runner.name, precision=precision)
+    session = Session.open(bundle, runner.name, threads, precision)
     return Open(runner, session.render, session.forget, session.bundle.poses, time.perf_counter() - start)
 
 
@@ -68,13 +72,13 @@ def _request(case: Case, runner: Runner, poses: PoseTrack, steps: int) -> Reques
     return Request(poses=target, steps=steps, guidance=GUIDANCE, inversion=runner.inversion)
 
 
-def _render(case: Case, run: Path, bundle: Path) -> list[dict[str, Any]]:
+def _render(case: Case, run: Path, bundle: Path, threads: int | None = None) -> list[dict[str, Any]]:
     opened: list[Open] = []
     records = [_header(case, runner) for runner in case.runners]
     by_runner = dict(zip(case.runners, records, strict=True))
     for runner in case.runners:
         try:
-            opened.append(open_runner(runner, run, bundle))
+            opened.append(open_runner(runner, run, bundle, threads))
             opened[-1].render(_request(case, runner, opened[-1].poses, 1))
         except EngineError as error:
             by_runner[runner]["skipped"] = error.message
@@ -154,13 +158,14 @@ def _step_flops(case: Case, run: Path) -> dict[str, float]:
     return {"ours": round(ours / 1e9, 2), "published": round(theirs / 1e9, 2)}
 
 
-def _memory(case: Case, run: Path, bundle: Path) -> list[dict[str, Any]]:
+def _memory(case: Case, run: Path, bundle: Path, threads: int | None = None) -> list[dict[str, Any]]:
     """The peak of this process, in which nothing else ran."""
     (runner,) = case.runners
-    subject = open_runner(runner, run, bundle)
+    subject = open_runner(runner, run, bundle, threads)
     subject.render(_request(case, runner, subject.poses, case.steps))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return [_header(case, runner) | {"peak_mib": round(peak), "open_seconds": round(subject.seconds, 2)}]
+    figures = {"peak_mib": round(peak), "open_seconds": round(subject.seconds, 2), "import_seconds": import_seconds()}
+    return [_header(case, runner) | figures]
 
 
 def _header(case: Case, runner: Runner) -> dict[str, Any]:
@@ -181,14 +186,14 @@ def percentiles(seconds: list[float]) -> dict[str, float]:
 
 
 def _psnr(found: np.ndarray, expected: np.ndarray) -> float:
-    """In dB over all frames; 99 for equal ones."""
+    """In dB over all frames; 98 for equal ones."""
     error = float(((found.astype(np.float64) - expected) ** 2).mean())
     return round(10 * np.log10(255**2 / max(error, 1e-5)), 1)
 
 
 def main() -> None:
-    name, work = sys.argv[1:]
-    for record in measure(CASES[name], Path(work)):
+    name, work, threads = sys.argv[1:]
+    for record in measure(CASES[name], Path(work), int(threads) or None):
         print(json.dumps(record), flush=True)
 
 

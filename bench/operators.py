@@ -19,7 +19,7 @@ SHOWN = 0.01
 """Operators under this share of a step are summed up as "other"."""
 
 
-def operator_shares(case: Case, work: Path) -> list[dict[str, Any]]:
+def operator_shares(case: Case, work: Path, threads: int | None = None) -> list[dict[str, Any]]:
     """One record an engine: seconds of one guided step as the sum of its kernels, and each operator's share."""
     run, bundle = prepare(work, case.size)
     cells = case.size // 8
@@ -28,7 +28,7 @@ def operator_shares(case: Case, work: Path) -> list[dict[str, Any]]:
     records = []
     for runner in case.runners:
         profile = {"onnxruntime": _onnxruntime, "openvino": _openvino}[runner.name]
-        times = profile(bundle / "graphs", inputs)
+        times = profile(bundle / "graphs", inputs, threads or 0)
         total = sum(times.values())
         shares = {name: round(seconds / total, 4) for name, seconds in times.most_common()}
         shown = {name: share for name, share in shares.items() if share >= SHOWN}
@@ -47,12 +47,13 @@ def operator_shares(case: Case, work: Path) -> list[dict[str, Any]]:
     return records
 
 
-def _onnxruntime(graphs: Path, inputs: dict[str, np.ndarray]) -> Counter[str]:
+def _onnxruntime(graphs: Path, inputs: dict[str, np.ndarray], threads: int) -> Counter[str]:
     import onnxruntime as ort
 
     with tempfile.TemporaryDirectory() as folder:
         options = ort.SessionOptions()
         options.log_severity_level, options.enable_profiling = 3, True
+        options.intra_op_num_threads = threads  # 0: one a core
         options.profile_file_prefix = str(Path(folder) / "profile")
         session = ort.InferenceSession(str(graphs / "denoiser.cpu.onnx"), options, providers=["CPUExecutionProvider"])
         for _ in range(RUNS):
@@ -66,13 +67,15 @@ def _onnxruntime(graphs: Path, inputs: dict[str, np.ndarray]) -> Counter[str]:
     return _summed(best)
 
 
-def _openvino(graphs: Path, inputs: dict[str, np.ndarray]) -> Counter[str]:
+def _openvino(graphs: Path, inputs: dict[str, np.ndarray], threads: int) -> Counter[str]:
     import openvino as ov
 
     core = ov.Core()
     model = core.read_model(graphs / "denoiser.onnx")
     model.reshape({port.any_name: list(inputs[port.any_name].shape) for port in model.inputs})
-    options = {"PERFORMANCE_HINT": "LATENCY", "PERF_COUNT": True, "INFERENCE_PRECISION_HINT": "f32"}
+    options = {"PERFORMANCE_HINT": "LATENCY", "PERF_COUNT": True, "INFERENCE_PRECISION_HINT": "f32"} | (
+        {"INFERENCE_NUM_THREADS": threads} if threads else {}
+    )
     request = core.compile_model(model, "CPU", options).create_infer_request()
     best: dict[tuple[str, str], float] = {}
     for _ in range(RUNS):

@@ -5,7 +5,8 @@ It walks the very modules of `finetune`, so the weights are the same; the work i
 - keys and values of key-frame attention are projected for all frames, then gathered from frame 0;
 - text is repeated per frame; the guidance batch is whole from the first layer on; conv_temp is a convolution;
 - ControlNet's pose embedding is part of every pass.
-Attention is the current libraries' scaled_dot_product_attention. Nothing here is to be made faster, or slower.
+Attention is the current libraries' scaled_dot_product_attention, which the published code, older, did not have; the
+reference's variant "full attention" does without. Nothing here is to be made faster, or slower.
 """
 
 from __future__ import annotations

@@ -34,22 +34,27 @@ def read_records(path: Path) -> list[Record]:
 
 
 def record_cases(
-    cases: Sequence[Case], path: Path, work: Path, again: bool = False, progress: Progress = silent
+    cases: Sequence[Case],
+    path: Path,
+    work: Path,
+    threads: int | None = None,
+    again: bool = False,
+    progress: Progress = silent,
 ) -> list[Case]:
     """Measure cases, each in a fresh process, and append their records to `path`; those that failed.
 
-    A case that `path` holds for this machine's processor, libraries and commit is not measured again, unless `again`:
-    a record that was interrupted goes on where it stopped.
+    threads: of every runner; None for one a core. A case that `path` holds for this machine's processor, libraries,
+    threads and commit is not measured again, unless `again`: a record that was interrupted goes on where it stopped.
     """
-    machine, failed = describe_machine(ROOT), []
+    machine, failed = describe_machine(ROOT, threads), []
     done = set() if again else {record["case"] for record in read_records(path) if _same(record["machine"], machine)}
     for number, case in enumerate(cases):
         if case.name in done:
             progress("bench", number + 1, len(cases), f"{case.name}: recorded before")
             continue
         progress("bench", number, len(cases), case.name)
-        machine = describe_machine(ROOT)  # the load and the time of this case
-        lines = _measure(case, work)
+        machine = describe_machine(ROOT, threads)  # the load and the time of this case
+        lines = _measure(case, work, threads)
         if lines is None:
             failed.append(case)
             continue
@@ -60,15 +65,16 @@ def record_cases(
     return failed
 
 
-def _measure(case: Case, work: Path) -> list[str] | None:
+def _measure(case: Case, work: Path, threads: int | None) -> list[str] | None:
     """The lines of one case's process; None where it failed, which its own last words explain."""
-    command = [sys.executable, "-m", "posecrafter.bench.measure", case.name, str(work)]
+    command = [sys.executable, "-P", "-m", "posecrafter.bench.measure", case.name, str(work)]
+    command.append(str(threads or 0))
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     return None if done.returncode else [line for line in done.stdout.splitlines() if line.startswith("{")]
 
 
 def _same(a: Record, b: Record) -> bool:
-    return all(a[name] == b[name] for name in ("cpu", "cores", "libraries", "commit"))
+    return all(a[name] == b[name] for name in ("cpu", "threads", "libraries", "commit"))
 
 
 def latest(records: Sequence[Record]) -> dict[tuple[str, str], Record]:

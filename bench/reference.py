@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from posecrafter.bench.machine import cpu_flags
 from posecrafter.bench.published import PublishedDenoiser
+from posecrafter.errors import EngineError
 from posecrafter.export.reference import bundle_in_memory
 from posecrafter.export.run import Run
 from posecrafter.finetune.base import Base
@@ -31,15 +34,20 @@ CHUNK = 4
 
 @dataclass(frozen=True)
 class Variant:
-    """How PyTorch runs the published loop: the weights' layout, autocast to bfloat16, torch.compile."""
+    """How PyTorch runs the published loop: the weights' layout, autocast to bfloat16, torch.compile.
+
+    full_attention: with the whole matrix of scores in memory, as the published code computes it on a CPU.
+    """
 
     channels_last: bool = False
     bf16: bool = False
     compiled: bool = False
+    full_attention: bool = False
 
 
 VARIANTS = {
     "eager": Variant(),
+    "full attention": Variant(full_attention=True),
     "channels-last": Variant(channels_last=True),
     "compile": Variant(compiled=True),
     "compile channels-last": Variant(channels_last=True, compiled=True),
@@ -52,7 +60,10 @@ class PublishedLoop:
     """ControlVideo's inversion and sampling with PoseCrafter's reference frame, eager PyTorch on the CPU."""
 
     def __init__(self, bundle: Bundle, base: Base, variant: Variant | None = None) -> None:
+        """Raises: EngineError "engine-precision" for bf16 on a CPU without it: emulated, it stands for nothing."""
         self.bundle, self.base, self.variant = bundle, base, variant or Variant()
+        if self.variant.bf16 and not {"avx512_bf16", "amx_bf16"} & set(cpu_flags()):
+            raise EngineError("engine-precision", "this CPU has no bf16 arithmetic (neither avx512_bf16 nor amx_bf16)")
         denoiser = PublishedDenoiser(base.denoiser).eval()
         if self.variant.channels_last:
             denoiser.to(memory_format=torch.channels_last)
@@ -130,7 +141,7 @@ class PublishedLoop:
     ) -> Tensor:
         mix = torch.tensor(weights)[:, None, None, None, None]
         for step in steps:
-            with self._precision():
+            with self._precision(), self._attention():
                 each = self._denoise(torch.cat([x] * len(text)), torch.tensor([step.timestep]), text, maps, scale)
             x = step.a * x + step.b * (mix * each.float()).sum(0, keepdim=True)
         return x
@@ -139,5 +150,8 @@ class PublishedLoop:
         prompt = self.bundle.manifest.text.prompt if request.prompt is None else request.prompt
         return [prompt] if len(plan.weights) == 1 else [request.negative_prompt or "", prompt]
 
-    def _precision(self) -> torch.autocast | nullcontext[None]:
+    def _precision(self) -> AbstractContextManager[None]:
         return torch.autocast("cpu", torch.bfloat16) if self.variant.bf16 else nullcontext()
+
+    def _attention(self) -> AbstractContextManager[None]:
+        return sdpa_kernel(SDPBackend.MATH) if self.variant.full_attention else nullcontext()

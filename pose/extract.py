@@ -21,7 +21,6 @@ from posecrafter.pose.environment import extractor_python
 from posecrafter.pose.openpose import parse_frames
 from posecrafter.pose.track import PoseTrack
 from posecrafter.progress import Progress, silent
-from posecrafter.video import read_video
 
 SCRIPT = Path(__file__).with_name("extractors") / "blazepose.py"
 STAGE = "poses"
@@ -40,6 +39,8 @@ def extract_poses(
     with score 0. Raises VideoError (see read_video); PoseError no-person, extractor-missing, extractor-failed.
     """
     python = extractor_python()
+    from posecrafter.video import read_video  # the video library is a fifth of the runtime's time to import
+
     frames = read_video(video_path, first, last).frames
     track = parse_frames(str(video_path), run_extractor(python, SCRIPT, frames, progress or silent))
     missing = np.flatnonzero(~track.persons)

@@ -105,3 +105,11 @@ print(sorted(set({NEVER_IN_RUNTIME!r}) & set(sys.modules)))
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "[]"
+
+
+def test_importing_the_runtime_loads_no_engine_and_no_video_library() -> None:
+    """What would take it beyond 0.3 s."""
+    heavy = ("onnxruntime", "openvino", "av", "tensorrt", *NEVER_IN_RUNTIME)
+    program = f"import sys, posecrafter.runtime; print(sorted(set({heavy!r}) & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -15,6 +15,7 @@ def bench_command(
     quick: Annotated[bool, typer.Option("--quick", help="A few small cases: under two minutes on two cores.")] = False,
     large: Annotated[bool, typer.Option("--large", help="Stable Diffusion 1.5's size: 14 GB, 20 minutes.")] = False,
     case: Annotated[list[str] | None, typer.Option("--case", help="Only this case; may be repeated.")] = None,
+    threads: Annotated[int | None, typer.Option("--threads", help="Of every runner; default one a core.")] = None,
     again: Annotated[bool, typer.Option("--again", help="Measure also what is recorded for this commit.")] = False,
     show: Annotated[bool, typer.Option("--list", help="Name the cases and measure nothing.")] = False,
     out: Annotated[
@@ -44,7 +45,7 @@ def bench_command(
     record = out or (work / "quick.jsonl" if quick else Path("bench/results/speed.jsonl"))
     page = page or Path("-" if quick else "docs/performance.md")
     with bars() as progress:
-        failed = record_cases(chosen, record, work, again, progress)
+        failed = record_cases(chosen, record, work, threads, again, progress)
     records = read_records(record)
     if str(page) != "-" and records:
         write_report(records, page)

@@ -102,7 +102,7 @@ def _run(name: str, *command: object) -> Stage:
     words = [str(word) for word in command]
     typer.echo(f"\n$ posecrafter {shlex.join(words)}", err=True)
     start = time.perf_counter()
-    child = os.posix_spawn(sys.executable, [sys.executable, "-m", "posecrafter", *words], os.environ)
+    child = os.posix_spawn(sys.executable, [sys.executable, "-P", "-m", "posecrafter", *words], os.environ)
     try:
         _, status, usage = os.wait4(child, 0)
     except KeyboardInterrupt:

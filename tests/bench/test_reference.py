@@ -94,7 +94,10 @@ def test_its_frames_are_ours(inversion: Any, loop: PublishedLoop, ours: Session)
     assert found.seconds.keys() == expected.seconds.keys()
 
 
-def test_channels_last_changes_rounding_only(tiny_run: Path, loop: PublishedLoop, ours: Session) -> None:
+@pytest.mark.parametrize("variant", [Variant(channels_last=True), Variant(full_attention=True)])
+def test_a_variant_in_fp32_changes_rounding_only(
+    variant: Variant, tiny_run: Path, loop: PublishedLoop, ours: Session
+) -> None:
     request = Request(poses=ours.bundle.poses[[3, 5]], steps=2, inversion="target")
-    other = PublishedLoop.open(tiny_run, Variant(channels_last=True))
+    other = PublishedLoop.open(tiny_run, variant)
     assert np.abs(other.render(request).frames.astype(int) - loop.render(request).frames).max() <= 1
