@@ -72,6 +72,7 @@ void write_manifest(const fs::path& folder) {
         {"training_frames", 6},
         {"network_width", 32},
         {"kind", "merged"},
+        {"shared", Json::object()},
         {"parity", Json::object()},
         {"provenance", Json::object()}};
     for (const auto& item : fs::recursive_directory_iterator(folder))

@@ -174,7 +174,7 @@ void engines(Fixture& f) {
 void closed_sessions(Fixture& f) {
     const pc_request request = f.request();
     const pc_output output = f.output();
-    REFUSED("person-merged", pc_load_person(f.session, "somebody"));
+    REFUSED("bundle-merged", pc_load_person(f.session, "somebody"));
     WELL(pc_close(&f.session));
     CLAIM(f.session == nullptr);
     REFUSED("null-argument", pc_render(f.session, &request, &output));

@@ -238,7 +238,7 @@ pc_status pc_load_person(pc_session* session, const char* name) {
         need(session, "session");
         need(name, "name");
         const Hold hold(*session);
-        throw Error(Kind::bundle, "person-merged",
+        throw Error(Kind::bundle, "bundle-merged",
                     text(session->folder, " has one person merged into its weights and cannot load '", name,
                          "'; open that person's bundle"));
     });

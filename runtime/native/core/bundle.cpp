@@ -43,6 +43,12 @@ Bundle Bundle::open(const std::filesystem::path& folder) {
             throw Error(Kind::bundle, "bundle-file-missing",
                         text(folder.string(), ": the manifest does not list ", name, "; export it again"));
     m.verify(folder);
+    if (m.kind != "merged")
+        throw Error(
+            Kind::bundle, "bundle-shared",
+            text(folder.string(), " is of the kind '", m.kind,
+                 "', whose graphs take a person's weights as inputs; this library runs merged bundles: export one ",
+                 "without --shared"));
     const auto latents_path = folder / "person/latents.safetensors", text_path = folder / "person/text.safetensors";
     auto latents = read_tensors(latents_path), words = read_tensors(text_path);
     Bundle bundle{folder,

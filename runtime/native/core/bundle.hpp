@@ -17,7 +17,7 @@ struct Bundle {
     Floats latents, prompt, empty;
 
     // Throws Error "bundle-missing", "bundle-manifest", "bundle-format", "bundle-path", "bundle-file-missing",
-    // "bundle-hash", "bundle-person"; "poses-json" for a person's poses that cannot be read.
+    // "bundle-hash", "bundle-shared", "bundle-person"; "poses-json" for a person's poses that cannot be read.
     static Bundle open(const std::filesystem::path& folder);
 
     int cells_wide() const { return manifest.width / manifest.factor; }

@@ -138,6 +138,7 @@ Manifest Manifest::parse(std::string_view content, const std::string& name) {
     out.training_frames = static_cast<int>(fields.whole("training_frames", 1, largest_count));
     out.network_width = static_cast<int>(fields.whole("network_width", 1, largest_count));
     if (fields.has("kind")) out.kind = fields.string("kind");
+    fields.has("shared");
     fields.has("parity");
     fields.has("provenance");
     out.files = read_entries(fields.at("files"), name);

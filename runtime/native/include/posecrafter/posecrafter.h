@@ -78,15 +78,16 @@ static inline void pc_options_init(pc_options* options) {
 
 /* Verify and open a bundle folder. options: NULL for the defaults. The session is given back to pc_close.
  * Codes: "bundle-missing", "bundle-manifest", "bundle-format", "bundle-path", "bundle-file-missing", "bundle-hash",
- * "bundle-person", "engine-unknown", "engine-missing", "engine-version" (the engine's library is too old),
- * "engine-device", "engine-precision", "null-argument", "struct-size". Graphs are loaded when they are first needed. */
+ * "bundle-person", "bundle-shared" (not a merged bundle), "engine-unknown", "engine-missing", "engine-version" (the
+ * engine's library is too old), "engine-device", "engine-precision", "null-argument", "struct-size". Graphs are loaded
+ * when they are first needed. */
 PC_API pc_status pc_open(const char* bundle, const pc_options* options, pc_session** session);
 
 /* Free the session and set *session to NULL. NULL in *session is not an error. Code: "session-busy". */
 PC_API pc_status pc_close(pc_session** session);
 
-/* Exchange the person of a bundle that holds several (persons/<name>/). Code: "person-merged" for a bundle whose one
- * person is part of its weights: export one with --shared, or open another bundle. */
+/* Exchange the person of a bundle whose graphs take the person's weights as inputs. Code: "bundle-merged" for a bundle
+ * whose one person is part of its weights, which is the only kind that this release opens: open another bundle. */
 PC_API pc_status pc_load_person(pc_session* session, const char* name);
 
 /* What an open bundle is. Texts are valid until the session is closed. */
