@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from posecrafter.cli.poses.compare import compare_command
 from posecrafter.cli.poses.draw import draw
 from posecrafter.cli.poses.edit import edit_command, operations_command
 from posecrafter.cli.poses.extract import extract, setup
@@ -25,3 +26,4 @@ app.command("retarget")(retarget_command)
 app.command("edit")(edit_command)
 app.command("operations")(operations_command)
 app.command("draw")(draw)
+app.command("compare")(compare_command)

@@ -114,3 +114,68 @@ def test_a_size_is_width_x_height() -> None:
     for text in ("512", "x", "0x5", "-5x5", "5x5x5", "1.5x2"):
         with pytest.raises(PoseCrafterError, match="--size"):
             parse_size("--size", text)
+
+
+def test_retarget_takes_poses_a_run_or_a_bundle_and_says_what_it_did(
+    tmp_path: Path, poses: Path, track: PoseTrack, tiny_bundle: Path
+) -> None:
+    out = tmp_path / "out.json"
+    said = json.loads(run("retarget", poses, "--to", poses, "--out", out, "--json").stdout)
+    assert said["same"] is True
+    assert np.array_equal(posecrafter.pose.read_poses(out).xy, track.xy)
+    said = json.loads(run("retarget", poses, "--to", tiny_bundle, "--out", out, "--json").stdout)
+    assert (said["width"], said["height"]) == (64, 64)
+    assert run("retarget", poses, "--to", poses, "--out", out).stdout.strip().endswith("the error of measurement")
+
+
+def test_retarget_refuses_before_it_writes(tmp_path: Path, poses: Path) -> None:
+    out = tmp_path / "out.json"
+    assert refusal("retarget", poses, "--to", tmp_path / "none", "--out", out) == "poses-missing"
+    assert refusal("retarget", poses, "--to", poses, "--out", out, "--keep", "tail") == "retarget-part"
+    assert refusal("retarget", poses, "--to", poses, "--out", tmp_path / "out.txt") == "out-suffix"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["poses.json"]
+
+
+def test_edit_applies_a_recipe_and_then_operations(tmp_path: Path, poses: Path, track: PoseTrack) -> None:
+    (tmp_path / "r.txt").write_text("still frame=1 frames=4\n")
+    out = tmp_path / "out.json"
+    said = json.loads(
+        run("edit", poses, "--recipe", tmp_path / "r.txt", "--do", "shift dx=0.5", "--out", out, "--json").stdout
+    )
+    assert said["operations"] == ["still", "shift"]
+    assert np.allclose(posecrafter.pose.read_poses(out).xy[2], track.xy[1] + np.array([48, 0]), atol=1e-3)
+
+
+def test_edit_refuses_nothing_to_do_and_unknown_operations(tmp_path: Path, poses: Path) -> None:
+    out = tmp_path / "out.json"
+    assert refusal("edit", poses, "--out", out) == "edit-nothing"
+    assert refusal("edit", poses, "--out", out, "--do", "wink") == "edit-syntax"
+    assert refusal("edit", poses, "--out", out, "--do", "cut first=9") == "edit-range"
+    assert not out.exists()
+
+
+def test_operations_are_listed_with_their_values() -> None:
+    listed = json.loads(run("operations", "--json").stdout)
+    assert listed["blink"]["values"] == {"side": "both", "first": 0, "frames": 7}
+    assert all(entry["about"] for entry in listed.values())
+    assert "wave_arm side=right" in run("operations").stdout
+
+
+def test_smooth_writes_and_reports_what_it_changed(tmp_path: Path, poses: Path) -> None:
+    out = tmp_path / "out.json"
+    said = json.loads(run("smooth", poses, "--out", out, "--filter", "none", "--json").stdout)
+    assert said["frames"] == 3
+    assert {"cuts", "swapped", "dropped", "filled", "left", "moved"} <= set(said)
+    assert len(posecrafter.pose.read_poses(out)) == 3
+    assert "3 poses; " in run("smooth", poses, "--out", out).stdout
+    assert refusal("smooth", poses, "--out", tmp_path / "b.json", "--filter", "median") == "smooth-value"
+    assert refusal("smooth", poses, "--out", tmp_path / "b.json", "--gap", "-1") == "repair-gap"
+    assert not (tmp_path / "b.json").exists()
+
+
+def test_compare_prints_the_distance_of_two_pose_files(tmp_path: Path, poses: Path, track: PoseTrack) -> None:
+    write_poses(tmp_path / "b.json", PoseTrack(track.xy + np.float32(2.4), track.score, 96, 64))
+    said = json.loads(run("compare", poses, tmp_path / "b.json", "--json").stdout)
+    assert abs(said["mean"] - np.hypot(2.4, 2.4) / 96) < 1e-5
+    assert len(said["frames"]) == 3
+    assert "of the image apart" in run("compare", poses, tmp_path / "b.json").stdout
