@@ -30,9 +30,10 @@ check: $(INSTALLED)
 	rm -rf $(TYPED) && $(BIN)/pip install --quiet --no-deps --no-build-isolation --target $(TYPED) .
 	cd $(TYPED) && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p posecrafter
 
-# Without a set-up, and on a machine that allows none: python3 bench/from_checkout.py posecrafter.bench.gpu_records
+# RECORDS=--dry proves the script on a CPU. Where nothing can be set up:
+# python3 bench/from_checkout.py posecrafter.bench.gpu_records
 gpu-records: $(INSTALLED)
-	$(BIN)/python -m posecrafter.bench.gpu_records --table docs/performance.md $(RECORDS)
+	$(BIN)/python -m posecrafter.bench.gpu_records $(RECORDS)
 
 format: $(INSTALLED)
 	$(BIN)/ruff format .

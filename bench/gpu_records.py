@@ -39,6 +39,9 @@ PARTS: dict[str, Callable[[Bench], Iterator[dict[str, Any]]]] = {
 }
 """In order of value. `check` comes before all of them, asked for or not."""
 
+ALONE = ("compiled", "sweep")
+"""Parts that compile for minutes: to be run on their own."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
@@ -49,7 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not options.dry and not torch.cuda.is_available():
         print("error[device-missing]: this PyTorch sees no CUDA device; --dry runs on a CPU", file=sys.stderr)
         return 2
-    if options.dry:
+    out, table = options.out or Path("bench/results"), options.table or Path("docs/performance.md")
+    if options.dry:  # nothing of a dry run may pass for a record
+        out, table = options.out or Path("out/gpu-records"), options.table
         torch.set_num_threads(1)
     started, device = time.monotonic(), torch.device("cpu" if options.dry else "cuda")
     failures = [
@@ -62,9 +67,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error[gpu-red]: {len(failures)} checks failed; nothing was timed", file=sys.stderr)
         return 1
     print("every check holds", file=sys.stderr)
-    options.out.mkdir(parents=True, exist_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
     bench = Bench(device, options.dry, ceilings(device, options.dry))
-    write = _writer(options.out / "gpu.jsonl", bench)
+    write = _writer(out / "gpu.jsonl", bench)
     write("ceilings", bench.ceilings)
     late = []
     for part in (name for name in PARTS if name in options.parts):
@@ -77,19 +82,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{part}: {time.monotonic() - began:.0f} s", file=sys.stderr)
     if late:
         print(f"out of time; run again with --parts {','.join(late)}", file=sys.stderr)
-    if options.table is not None:
-        write_table(options.out / "gpu.jsonl", options.table)
+    if table is not None:
+        write_table(out / "gpu.jsonl", table)
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="gpu_records", description=(__doc__ or "").splitlines()[0])
-    names = f"comma separated: check, {', '.join(PARTS)}; default all but sweep"
-    usual = [name for name in PARTS if name != "sweep"]
+    usual = [name for name in PARTS if name not in ALONE]
+    names = f"comma separated: check, {', '.join(PARTS)}; default all but {' and '.join(ALONE)}"
     parser.add_argument("--parts", type=lambda text: text.split(","), default=usual, help=names)
     parser.add_argument("--minutes", type=float, default=8.0, help="no part begins after this time")
-    parser.add_argument("--out", type=Path, default=Path("bench/results"), help="folder of gpu.jsonl")
-    parser.add_argument("--table", type=Path, help="a Markdown file whose GPU table is written anew from the records")
+    parser.add_argument("--out", type=Path, help="folder of gpu.jsonl; default bench/results, dry out/gpu-records")
+    table = "Markdown file whose GPU table is written anew from the records; default docs/performance.md, dry none"
+    parser.add_argument("--table", type=Path, help=table)
     parser.add_argument("--dry", action="store_true", help="on a CPU, at tiny sizes: proves the script, not the speed")
     return parser
 
