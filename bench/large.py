@@ -101,7 +101,7 @@ def random_denoiser() -> VideoDenoiser:
         if weight.ndim > 1:
             weight.uniform_(-1, 1, generator=generator).mul_((3 / weight[0].numel()) ** 0.5 / 2)
         else:
-            weight.fill_(float(".norm" in name and name.endswith(".weight")))
+            weight.fill_(float("norm" in name and name.endswith(".weight")))
     return denoiser
 
 

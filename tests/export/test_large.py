@@ -56,7 +56,7 @@ def random_denoiser() -> VideoDenoiser:
         if weight.ndim > 1:
             weight.copy_(torch.rand(weight.shape, generator=generator) - 0.5).mul_((12 / weight[0].numel()) ** 0.5 / 2)
         else:
-            weight.fill_(float(".norm" in name and name.endswith(".weight")))
+            weight.fill_(float("norm" in name and name.endswith(".weight")))
     return denoiser
 
 
