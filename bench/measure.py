@@ -36,8 +36,8 @@ class Open:
 
 def measure(case: Case, work: Path, threads: int | None = None) -> list[dict[str, Any]]:
     """The records of a case. threads: None for one a core. Raises: RequestError "bench-material"."""
-    if threads is not None:
-        import torch
+    if threads is not None and any(runner.name.startswith("published ") for runner in case.runners):
+        import torch  # only where it runs: it would count as our memory
 
         torch.set_num_threads(threads)
     if case.kind == "operators":

@@ -12,7 +12,9 @@ from posecrafter.errors import PoseCrafterError, RequestError
 
 
 def bench_command(
-    quick: Annotated[bool, typer.Option("--quick", help="A few small cases: under two minutes on two cores.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A few small cases: about two minutes on two idle cores.")
+    ] = False,
     large: Annotated[bool, typer.Option("--large", help="Stable Diffusion 1.5's size: 14 GB, 20 minutes.")] = False,
     case: Annotated[list[str] | None, typer.Option("--case", help="Only this case; may be repeated.")] = None,
     threads: Annotated[int | None, typer.Option("--threads", help="Of every runner; default one a core.")] = None,
