@@ -38,6 +38,12 @@ def make_tiny_base() -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
+def make_tiny_run() -> Callable[..., Path]:
+    """`write_tiny_run`, for a test that needs people of its own."""
+    return write_tiny_run
+
+
+@pytest.fixture(scope="session")
 def tiny_run(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run on the tiny base: six frames, and a person of random changes in place of training."""
     return write_tiny_run(tmp_path_factory.mktemp("tiny") / "run", tiny_base)

@@ -1,4 +1,4 @@
-"""OpenVINO: the fastest engine on a CPU. A graph is compiled for each size that a pass has."""
+"""OpenVINO: CPUs, with bf16 where they have it. A graph is compiled for each size that a pass has."""
 
 from __future__ import annotations
 

@@ -1,0 +1,187 @@
+"""Many people on one set of graphs: each renders as PyTorch renders him, and coming back changes no bit."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from posecrafter.errors import BundleError, PoseCrafterError
+from posecrafter.export.export import export_bundle
+from posecrafter.export.options import ExportOptions
+from posecrafter.export.reference import open_reference
+from posecrafter.export.shared import export_person
+from posecrafter.files import read_json, write_json
+from posecrafter.manifest import FileEntry, Manifest
+from posecrafter.runtime import Request, Session
+from posecrafter.runtime.person import WEIGHTS, Pack
+
+MakeRun = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def runs(smallest_base: Path, make_tiny_run: MakeRun, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Three people tuned on one base: ann, the bundle's own, bob and cid."""
+    folder = tmp_path_factory.mktemp("runs")
+    return {name: make_tiny_run(folder / name, smallest_base, seed=seed) for seed, name in enumerate("abc")}
+
+
+@pytest.fixture(scope="module")
+def shared(runs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A shared bundle with three people. Not to be changed."""
+    bundle = export_bundle(runs["a"], tmp_path_factory.mktemp("shared") / "bundle", options=ExportOptions(shared=True))
+    for name in "bc":
+        assert export_person(runs[name], bundle, name) == bundle / "persons" / name
+    return bundle
+
+
+@pytest.fixture
+def copied(shared: Path, tmp_path: Path) -> Path:
+    """A copy of it, to spoil."""
+    return Path(shutil.copytree(shared, tmp_path / "bundle"))
+
+
+def loading(bundle: Path, person: str | Path = "b") -> BundleError:
+    with Session.open(bundle, "onnxruntime", threads=1) as session, pytest.raises(BundleError) as caught:
+        session.load_person(person)
+    return caught.value
+
+
+def reseal(pack: Path, **changes: Any) -> None:
+    """Write a pack's record anew, so that only what was spoilt is wrong."""
+    files = {name: FileEntry(e.bytes, e.sha256) for name, e in Manifest.entries(pack).items() if name != "person.json"}
+    record = read_json(pack / "person.json")
+    plain = {name: {"bytes": entry.bytes, "sha256": entry.sha256} for name, entry in files.items()}
+    write_json(pack / "person.json", {**record, "files": plain, **changes})
+
+
+def spoil_weights(pack: Path, change: Callable[[dict[str, np.ndarray]], None]) -> None:
+    tensors = load_file(pack / WEIGHTS)
+    change(tensors)
+    save_file(tensors, pack / WEIGHTS)
+    reseal(pack)
+
+
+def test_three_people_interleaved_render_as_pytorch_does_and_come_back_to_the_bit(
+    shared: Path, runs: dict[str, Path]
+) -> None:
+    with Session.open(shared, "onnxruntime", threads=1) as session:
+        request = Request(poses=session.bundle.poses[:2], steps=2)
+        first: dict[str, np.ndarray] = {}
+        for name in "abcacbba":
+            session.load_person(None if name == "a" else name)
+            frames = session.render(request).frames
+            np.testing.assert_array_equal(first.setdefault(name, frames), frames)
+    for name, run in runs.items():
+        with open_reference(run) as reference:
+            expected = reference.render(request).frames.astype(int)
+        assert np.abs(first[name] - expected).max() <= 1, name
+    assert np.abs(first["a"].astype(int) - first["b"]).max() > 20
+
+
+def test_openvino_renders_a_shared_bundle_too(shared: Path) -> None:
+    frames = []
+    for engine in ("openvino", "onnxruntime"):
+        with Session.open(shared, engine, threads=1) as session:
+            session.load_person("b")
+            frames.append(session.render(Request(poses=session.bundle.poses[:1], steps=1)).frames.astype(int))
+    assert np.abs(frames[0] - frames[1]).max() <= 1
+
+
+def test_the_persons_weights_are_inputs_behind_the_graphs_own_and_no_longer_in_the_graph(shared: Path) -> None:
+    import onnx
+
+    manifest = Manifest.read(shared)
+    assert manifest.kind == "shared"
+    assert set(manifest.shared) == {"denoiser"}
+    model = onnx.load(shared / "graphs" / "denoiser.onnx", load_external_data=False).graph
+    names = [value.name for value in model.input]
+    assert names[:8] == ["x", "timestep", "a", "b", "text", "weight", "pose_features", "control_scale"]
+    assert names[8:] == list(manifest.shared["denoiser"])
+    assert all(".attn1.to_out.0." in name or ".attn_temp." in name for name in names[8:])
+    assert not set(names[8:]) & {tensor.name for tensor in model.initializer}
+
+
+def test_a_pack_lies_anywhere_and_holds_its_parity(shared: Path, tmp_path: Path) -> None:
+    pack = Path(shutil.copytree(shared / "persons" / "b", tmp_path / "elsewhere"))
+    parity = Pack.read(pack).parity
+    assert parity["denoiser"] <= parity["bound_graph"] == 1e-4
+    with Session.open(shared, "onnxruntime", threads=1) as session:
+        request = Request(poses=session.bundle.poses[:1], steps=1)
+        session.load_person(pack)
+        found = session.render(request).frames
+        session.load_person("b")
+        np.testing.assert_array_equal(session.render(request).frames, found)
+
+
+def test_a_person_is_uploaded_once(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Session.open(shared, "onnxruntime", threads=1) as session:
+        session.load_person("b")
+        monkeypatch.setattr(session.engine, "upload", None)
+        session.load_person(None)
+        session.load_person("b")
+
+
+def test_a_pack_of_another_base_is_refused(copied: Path) -> None:
+    reseal(copied / "persons" / "b", base_sha256="0" * 64)
+    error = loading(copied)
+    assert error.code == "pack-base"
+    assert "000000000000" in error.message
+
+
+@pytest.mark.parametrize(("words", "change"), [
+    ("lacks denoiser/", lambda tensors: tensors.pop(next(iter(tensors)))),
+    ("do not know: denoiser/extra", lambda tensors: tensors.update({"denoiser/extra": np.zeros(3, np.float32)})),
+    ("the graphs take", lambda tensors: tensors.update({next(iter(tensors)): np.zeros((3, 3), np.float32)})),
+    ("not finite", lambda tensors: next(iter(tensors.values())).fill(np.nan)),
+])  # fmt: skip
+def test_weights_that_are_missing_extra_misshapen_or_nan_are_refused(words: str, change: Any, copied: Path) -> None:
+    spoil_weights(copied / "persons" / "b", change)
+    error = loading(copied)
+    assert error.code == "pack-weights"
+    assert words in error.message
+
+
+@pytest.mark.parametrize(("code", "name", "data"), [
+    ("pack-hash", WEIGHTS, b"other bytes"), ("pack-hash", "poses.json", b"{}"), ("pack-missing", WEIGHTS, None),
+    ("pack-format", "person.json", b"{"), ("pack-format", "person.json", b'{"format": "posecrafter-pack-9"}'),
+    ("pack-missing", "person.json", None),
+])  # fmt: skip
+def test_a_pack_that_was_altered_is_refused_before_it_is_parsed(
+    code: str, name: str, data: bytes | None, copied: Path
+) -> None:
+    path = copied / "persons" / "b" / name
+    if data is None:
+        path.unlink()
+    else:
+        path.write_bytes(data)
+    assert loading(copied).code == code
+
+
+def test_an_unknown_person_is_told_who_is_there(shared: Path) -> None:
+    error = loading(shared, "zoe")
+    assert error.code == "pack-missing"
+    assert "it has: b, c" in error.message
+
+
+def test_a_merged_bundle_takes_no_other_person(tiny_bundle: Path, runs: dict[str, Path]) -> None:
+    assert loading(tiny_bundle).code == "bundle-merged"
+    with pytest.raises(PoseCrafterError) as caught:
+        export_person(runs["b"], tiny_bundle, "b")
+    assert caught.value.code == "bundle-merged"
+
+
+@pytest.mark.parametrize(("code", "name"), [("bundle-exists", "b"), ("person-name", "../b"), ("base-differs", "d")])
+def test_a_person_that_cannot_be_added_leaves_the_bundle_as_it_was(
+    code: str, name: str, shared: Path, runs: dict[str, Path], tiny_run: Path
+) -> None:
+    before = sorted(shared.rglob("*"))
+    with pytest.raises(PoseCrafterError) as caught:
+        export_person(tiny_run if code == "base-differs" else runs["b"], shared, name)
+    assert caught.value.code == code
+    assert sorted(shared.rglob("*")) == before
