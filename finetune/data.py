@@ -18,6 +18,7 @@ from posecrafter.progress import Cancel, Progress, silent
 from posecrafter.video import Video
 
 _CHUNK = 8
+_GOLDEN = (5**0.5 - 1) / 2
 
 
 @dataclass(frozen=True)
@@ -108,8 +109,13 @@ def draw_window(frames: int, window: int, seed: int, step: int) -> list[int]:
 
 
 def draw_noise(shape: tuple[int, ...], train_steps: int, seed: int, step: int) -> tuple[int, Tensor]:
-    """A timestep, uniform in 0..train_steps-1, and standard normal noise float32 of `shape`: of (seed, step) alone."""
+    """A timestep in 0..train_steps-1, and standard normal noise float32 of `shape`: of (seed, step) alone.
+
+    Timesteps walk by the golden section from a random start [I]: each is as likely as any other, and any few in a row
+    lie far apart, where independent ones would leave gaps in a run of some hundred steps.
+    """
     random = np.random.default_rng((seed, step, 1))
-    timestep = int(random.integers(train_steps))
+    start = np.random.default_rng((seed, 3)).random()
+    timestep = int((start + step * _GOLDEN) % 1 * train_steps)
     generator = torch.Generator().manual_seed(int(random.integers(2**63)))
     return timestep, torch.randn(shape, generator=generator)

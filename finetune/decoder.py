@@ -21,7 +21,7 @@ from posecrafter.finetune.person import DECODER
 from posecrafter.progress import Cancel, Progress, silent
 
 _BATCH = 4
-_LEARNING_RATE = 5e-4
+_LEARNING_RATE = 1e-3
 _BLUR = 0.05
 """Standard deviation of the noise on the latents: what is generated is never exactly what was encoded."""
 

@@ -12,6 +12,8 @@ from posecrafter.finetune.base import Defaults, LearningSchedule, Scope
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 FACTOR = 8
 """Pixels per latent cell of Stable Diffusion: both sides of a frame must be multiples of it."""
+WARM_UP = 30
+"""Steps in which a cosine schedule rises; a tenth of the steps of shorter runs."""
 
 _MAY_CHANGE = ("steps", "save_every", "max_seconds")
 """Options a resumed run may set anew without leaving the path of the first; steps only where the learning rate does not
@@ -22,9 +24,9 @@ depend on them."""
 class FinetuneOptions:
     """Options of one run. [C] marks the method's published values; the rest are ours.
 
-    steps, learning_rate, weight_decay, grad_clip: AdamW. lr_schedule: "constant" [C], or "cosine" from learning_rate at
-    the first step down to nearly 0 at the last, for short runs at high rates. window: frames of one pass, the key frame
-    among them [C: 8]. scope: "method" [C] or "all". lora_rank: low-rank updates instead of full matrices.
+    steps, learning_rate, weight_decay, grad_clip: AdamW. lr_schedule: "constant" [C], or "cosine": up in the first
+    `WARM_UP` steps, then down to nearly 0 at the last, for short runs at high rates. window: frames of one pass, the
+    key frame among them [C: 8]. scope: "method" [C] or "all". lora_rank: low-rank updates instead of full matrices.
     precision: of the network's arithmetic; weights in training, loss and optimizer stay fp32. save_every: steps between
     checkpoints. max_seconds: end well after this time, whatever the step. adapt_decoder: steps of tuning the
     autoencoder's decoder afterwards.
@@ -86,7 +88,8 @@ class FinetuneOptions:
         """The learning rate of step 1..steps."""
         if self.lr_schedule == "constant":
             return self.learning_rate
-        return self.learning_rate * (1 + math.cos(math.pi * (step - 1) / self.steps)) / 2
+        rise = min(1.0, step / min(WARM_UP, 1 + self.steps // 10))
+        return self.learning_rate * rise * (1 + math.cos(math.pi * (step - 1) / self.steps)) / 2
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -54,12 +54,15 @@ def test_a_lora_turns_a_bases_default_of_all_weights_into_the_methods() -> None:
     assert FinetuneOptions.for_base(Defaults(train="all"), lora_rank=8).scope == "method"
 
 
-def test_a_cosine_falls_from_the_learning_rate_to_nearly_nothing_and_a_constant_rate_stays() -> None:
-    falling = FinetuneOptions(steps=100, learning_rate=2e-3, lr_schedule="cosine")
-    rates = [falling.rate(step) for step in range(1, 101)]
-    assert rates[0] == 2e-3
-    assert rates[50] == pytest.approx(1e-3)
-    assert 0 < rates[-1] < 1e-6
+def test_a_cosine_rises_shortly_and_falls_to_nearly_nothing_and_a_constant_rate_stays() -> None:
+    falling = FinetuneOptions(steps=400, learning_rate=2e-3, lr_schedule="cosine")
+    rates = [falling.rate(step) for step in range(1, 401)]
+    assert rates[0] == pytest.approx(2e-3 / 30)
+    assert 25 < rates.index(max(rates)) < 30
+    assert max(rates) == pytest.approx(2e-3, rel=0.02)
+    assert rates[200] == pytest.approx(1e-3)
+    assert 0 < rates[-1] < 1e-7
+    assert FinetuneOptions(steps=1, lr_schedule="cosine").rate(1) == 3e-5
     assert FinetuneOptions(learning_rate=2e-3).rate(77) == 2e-3
 
 
