@@ -20,12 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from posecrafter.bench.ablations import FULL, VARIANTS, Variant
-from posecrafter.bench.score import Score, nearest_copy, score
+from posecrafter.bench.score import nearest_copy, score
 from posecrafter.bench.sheet import write_sheet
 from posecrafter.bench.subjects import Subject, clip_subjects, fitted, held_out, rendered_subjects, sharpness
 from posecrafter.errors import PoseError
 from posecrafter.export.run import Run
-from posecrafter.finetune.base import load_base, read_base_defaults
+from posecrafter.finetune.base import load_base
 from posecrafter.finetune.options import FinetuneOptions
 from posecrafter.finetune.train import finetune
 from posecrafter.framing import Framing
@@ -52,7 +52,7 @@ class Options:
 
 def measure(subject: Subject, name: str, variant: Variant, seed: int, options: Options, progress: Progress) -> Any:
     """One record: tune (or take the tuned run that is there), render, score."""
-    run, tuning_seconds = _tuned(subject, name if variant.retuned else FULL, variant, seed, options, progress)
+    run = _tuned(subject, name if variant.retuned else FULL, variant, seed, options, progress)
     given = {"seed": seed, **options.request, **(variant.request or {})}
     request = Request(poses=subject.target, **given)
     started = time.perf_counter()
@@ -71,7 +71,7 @@ def measure(subject: Subject, name: str, variant: Variant, seed: int, options: O
         "frames": len(frames),
         "steps": len(plan.sampling_steps),
         "tuning_steps": run.record["steps"],
-        "tuning_seconds": round(tuning_seconds, 1),
+        "tuning_seconds": round(run.record["seconds"], 1),
         "render_seconds": round(seconds, 1),
         "pose_error_percent": _pose_error(video, subject, plan.width, plan.height),
         **_scores(subject, shown),
@@ -81,18 +81,14 @@ def measure(subject: Subject, name: str, variant: Variant, seed: int, options: O
     return record
 
 
-def _tuned(
-    subject: Subject, name: str, variant: Variant, seed: int, options: Options, progress: Progress
-) -> tuple[Run, float]:
+def _tuned(subject: Subject, name: str, variant: Variant, seed: int, options: Options, progress: Progress) -> Run:
     folder = options.work / subject.name / f"run-{name.replace(' ', '-')}-{seed}"
     if not (folder / "run.json").is_file():
         base = load_base(options.base)
         variant.change(base)
-        defaults = read_base_defaults(options.base)
-        tuning = FinetuneOptions.for_base(defaults, prompt=subject.prompt, seed=seed, **options.tuning)
+        tuning = FinetuneOptions.for_base(base.defaults, prompt=subject.prompt, seed=seed, **options.tuning)
         finetune(subject.training, subject.training_poses, base, folder, tuning, overwrite=True, progress=progress)
-    run = Run.read(folder)
-    return run, float(run.record["seconds"])
+    return Run.read(folder)
 
 
 def _scores(subject: Subject, shown: Frames) -> dict[str, Any]:
@@ -168,8 +164,7 @@ def _mean(group: list[dict[str, Any]], field: str, digits: int) -> str:
 def _pair(record: dict[str, Any], field: str) -> str:
     if field not in record:
         return ""
-    found = Score(record[field]["psnr"], record[field]["ssim"])
-    return f"{found.psnr:.2f} / {found.ssim:.3f}"
+    return f"{record[field]['psnr']:.2f} / {record[field]['ssim']:.3f}"
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from posecrafter.bench.large import SD15
 from posecrafter.export.export import exported_copy
 from posecrafter.export.graphs import Border, Graph, Step
 from posecrafter.export.options import ExportOptions
@@ -24,19 +25,6 @@ from posecrafter.finetune.network import VideoControlNet, VideoDenoiser, VideoUN
 from posecrafter.manifest import Range
 from posecrafter.progress import silent
 from posecrafter.runtime.engines.built import Profile
-
-SD15 = {
-    "in_channels": 4,
-    "out_channels": 4,
-    "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
-    "block_out_channels": [320, 640, 1280, 1280],
-    "layers_per_block": 2,
-    "norm_num_groups": 32,
-    "norm_eps": 1e-05,
-    "cross_attention_dim": 768,
-    "attention_head_dim": 8,
-    "conditioning_embedding_out_channels": [16, 32, 96, 256],
-}
 
 
 @dataclass(frozen=True)
