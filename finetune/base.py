@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 Scope = Literal["method", "all"]
 LearningSchedule = Literal["constant", "cosine"]
+Optimizer = Literal["adamw", "muon"]
 Network = TypeVar("Network", VideoUNet, VideoControlNet)
 
 
@@ -42,8 +43,8 @@ Network = TypeVar("Network", VideoUNet, VideoControlNet)
 class Defaults:
     """What a base is best used with; posecrafter.json in its folder may say, these are SD 1.5's [C].
 
-    Generation: width and height in pixels, steps, guidance, control_scale. Fine-tuning: learning_rate, lr_schedule,
-    train_steps, train (the scope), window (frames of one pass), adapt_decoder (steps; ours, 0 is off).
+    Generation: width and height in pixels, steps, guidance, control_scale. Fine-tuning: optimizer, learning_rate,
+    lr_schedule, train_steps, train (the scope), window (frames of one pass), adapt_decoder (steps; ours, 0 is off).
     """
 
     width: int = 512
@@ -51,6 +52,7 @@ class Defaults:
     steps: int = 50
     guidance: float = 12.0
     control_scale: float = 1.0
+    optimizer: Optimizer = "adamw"
     learning_rate: float = 3e-5
     lr_schedule: LearningSchedule = "constant"
     train_steps: int = 500
@@ -68,7 +70,8 @@ class Defaults:
             allowed = (int, float) if kinds[name] is float else kinds[name]
             if not isinstance(value, allowed) or isinstance(value, bool):
                 raise BaseModelError("base-defaults", f"{path}: {name} is {value!r}, expected {kinds[name].__name__}")
-        for name, choices in (("train", get_args(Scope)), ("lr_schedule", get_args(LearningSchedule))):
+        literals = {"train": Scope, "lr_schedule": LearningSchedule, "optimizer": Optimizer}
+        for name, choices in ((name, get_args(literal)) for name, literal in literals.items()):
             if config.get(name, choices[0]) not in choices:
                 expected = " or ".join(repr(choice) for choice in choices)
                 raise BaseModelError("base-defaults", f"{path}: {name} is {config[name]!r}, expected {expected}")

@@ -1,7 +1,7 @@
 """Training state on disk, such that a run killed at any moment resumes on the very path it was on.
 
-`checkpoint/step-000100/` holds weights.safetensors (trained weights, fp32), moments.safetensors (AdamW's two moments)
-and state.json. A new one is complete before the one before it is removed.
+`checkpoint/step-000100/` holds weights.safetensors (trained weights, fp32), moments.safetensors (the
+optimizer's) and state.json. A new one is complete before the one before it is removed.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ from posecrafter.errors import TrainingError
 from posecrafter.files import atomic_folder, read_json, write_json
 
 _NAME = re.compile(r"step-(\d{6,})")
-_MOMENTS = ("exp_avg", "exp_avg_sq")
+_MOMENTS = ("exp_avg", "exp_avg_sq", "momentum")
+"""The first two: AdamW, and Muon for vectors. The last: Muon for matrices."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """weights: trained tensors by name. moments: "exp_avg/<name>", "exp_avg_sq/<name>". state: JSON, `step` in it."""
+    """weights: trained tensors by name. moments: "<kind>/<name>". state: JSON, `step` in it."""
 
     step: int
     weights: Mapping[str, Tensor]
@@ -63,19 +64,20 @@ def load_checkpoint(folder: Path) -> Checkpoint | None:
         ) from error
 
 
-def optimizer_moments(optimizer: torch.optim.AdamW, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """AdamW's moments by name; weights that have not met a gradient have none."""
+def optimizer_moments(optimizer: torch.optim.Optimizer, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The optimizer's moments by name; weights that have not met a gradient have none."""
     states = {name: optimizer.state.get(weight, {}) for name, weight in weights.items()}
     return {f"{kind}/{name}": state[kind] for name, state in states.items() for kind in _MOMENTS if kind in state}
 
 
 def restore_optimizer(
-    optimizer: torch.optim.AdamW, weights: Mapping[str, Tensor], moments: Mapping[str, Tensor], updates: int
+    optimizer: torch.optim.Optimizer, weights: Mapping[str, Tensor], moments: Mapping[str, Tensor], updates: int
 ) -> None:
-    """Give AdamW back its moments after `updates` updates."""
+    """Give the optimizer back its moments after `updates` updates."""
     for name, weight in weights.items():
-        if f"exp_avg/{name}" in moments:
-            state = {kind: moments[f"{kind}/{name}"].to(weight.device, copy=True) for kind in _MOMENTS}
+        kept = {kind: moments[f"{kind}/{name}"] for kind in _MOMENTS if f"{kind}/{name}" in moments}
+        if kept:
+            state = {kind: moment.to(weight.device, copy=True) for kind, moment in kept.items()}
             optimizer.state[weight] = {**state, "step": torch.tensor(float(updates), device=weight.device)}
 
 

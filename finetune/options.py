@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, Self
 
 from posecrafter.errors import TrainingError
-from posecrafter.finetune.base import Defaults, LearningSchedule, Scope
+from posecrafter.finetune.base import Defaults, LearningSchedule, Optimizer, Scope
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 FACTOR = 8
@@ -24,7 +24,8 @@ depend on them."""
 class FinetuneOptions:
     """Options of one run. [C] marks the method's published values; the rest are ours.
 
-    steps, learning_rate, weight_decay, grad_clip: AdamW. lr_schedule: "constant" [C], or "cosine": up in the first
+    optimizer: "adamw" [C], or "muon" (finetune/muon.py), which learns more in as many steps; steps, learning_rate,
+    weight_decay and grad_clip are either's. lr_schedule: "constant" [C], or "cosine": up in the first
     `WARM_UP` steps, then down to nearly 0 at the last, for short runs at high rates. window: frames of one pass, the
     key frame among them [C: 8]. scope: "method" [C] or "all". lora_rank: low-rank updates instead of full matrices.
     precision: of the network's arithmetic; weights in training, loss and optimizer stay fp32. save_every: steps between
@@ -32,6 +33,7 @@ class FinetuneOptions:
     autoencoder's decoder afterwards.
     """
 
+    optimizer: Optimizer = "adamw"
     steps: int = 500
     learning_rate: float = 3e-5
     lr_schedule: LearningSchedule = "constant"
@@ -73,6 +75,7 @@ class FinetuneOptions:
         """The base's defaults, with whatever is given and not None on top of them."""
         given = {name: value for name, value in given.items() if value is not None}
         options: dict[str, Any] = {
+            "optimizer": defaults.optimizer,
             "steps": defaults.train_steps,
             "learning_rate": defaults.learning_rate,
             "lr_schedule": defaults.lr_schedule,

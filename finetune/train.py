@@ -30,6 +30,7 @@ from posecrafter.finetune.checkpoint import (
 from posecrafter.finetune.data import Clip, draw_noise, draw_window, frame_clip, prepare_clip
 from posecrafter.finetune.decoder import adapt_decoder
 from posecrafter.finetune.masters import DTYPES, Masters, choose_precision
+from posecrafter.finetune.muon import build_optimizer
 from posecrafter.finetune.options import FinetuneOptions
 from posecrafter.finetune.person import Person
 from posecrafter.finetune.run_folder import RunFolder
@@ -112,9 +113,7 @@ class Trainer:
         for network in (self._denoiser.unet, self._denoiser.controlnet):
             network.gradient_checkpointing = options.gradient_checkpointing
         self._features, self._text = clip.pose_features.to(dtype), clip.text.to(dtype)
-        self._optimizer = torch.optim.AdamW(
-            self.weights.values(), lr=options.learning_rate, weight_decay=options.weight_decay, fused=True
-        )
+        self._optimizer = build_optimizer(options.optimizer, self.weights, options.learning_rate, options.weight_decay)
         self._scaler = torch.amp.GradScaler(base.device.type, enabled=self.precision == "fp16")
 
     @property

@@ -107,11 +107,19 @@ class AutoencoderStage:
     128x128. held_out: uint8 [n, S, S, 3] for the figures in the log.
     """
 
-    learning_rate = 1e-3
+    learning_rate = 4e-3
 
-    def __init__(self, sources: list[tuple[Image, float]], held_out: Image, batch_size: int, device: torch.device):
+    def __init__(
+        self,
+        sources: list[tuple[Image, float]],
+        held_out: Image,
+        batch_size: int,
+        device: torch.device,
+        start: AutoencoderKL | None = None,
+    ) -> None:
+        """start: an autoencoder to go on from."""
         self.sources, self.held_out, self.batch_size, self.device = sources, held_out, batch_size, device
-        self.autoencoder = build().to(device, memory_format=torch.channels_last)
+        self.autoencoder = (start or build()).to(device, memory_format=torch.channels_last)
         self.probe = nn.Conv2d(16, 16, 1).to(device)
         self.models: dict[str, nn.Module] = {"autoencoder": self.autoencoder, "probe": self.probe}
 

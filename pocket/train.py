@@ -53,9 +53,9 @@ def _autoencoder(arguments: argparse.Namespace) -> None:
     squares, figures = np.load(arguments.cache / "photographs.npy", mmap_mode="r"), data.load_figures(arguments.cache)
     held_out = np.concatenate([figures.pictures[:HELD_OUT], squares[:HELD_OUT]])
     sources = [(figures.pictures[HELD_OUT:], 1.0), (squares[HELD_OUT:], 1.0)]
-    learn(
-        _run(arguments), first_stage.AutoencoderStage(sources, held_out, arguments.batch, _device()), arguments.workers
-    )
+    start = AutoencoderKL.from_pretrained(arguments.base / "vae").float() if arguments.base else None
+    stage = first_stage.AutoencoderStage(sources, held_out, arguments.batch, _device(), start)
+    learn(_run(arguments), stage, arguments.workers)
 
 
 def _diffusion(arguments: argparse.Namespace) -> None:

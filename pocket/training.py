@@ -18,6 +18,7 @@ import torch.multiprocessing as processes
 from torch import Tensor, nn
 
 from posecrafter.finetune.masters import choose_precision
+from posecrafter.finetune.muon import Muon
 
 Image = npt.NDArray[np.uint8]
 WARM_UP = 100
@@ -207,7 +208,7 @@ def learn(run: Run, stage: Stage, workers: int = 1) -> State:
 
 def _optimizer(stage: Stage) -> torch.optim.Optimizer:
     weights = [weight for model in stage.models.values() for weight in model.parameters() if weight.requires_grad]
-    return torch.optim.AdamW(weights, lr=stage.learning_rate, betas=(0.9, 0.99), weight_decay=1e-3)
+    return Muon(weights, lr=stage.learning_rate, weight_decay=1e-3)
 
 
 def _follow(run: Run, stage: Stage, clock: Clock, first: int, index: int) -> None:

@@ -33,6 +33,9 @@ def finetune_command(
         str | None, typer.Option("--size", help="WIDTHxHEIGHT, multiples of 8.  [default: the base's]")
     ] = None,
     steps: Annotated[int | None, typer.Option("--steps", help="Training steps.  [default: the base's]")] = None,
+    optimizer: Annotated[
+        str | None, typer.Option("--optimizer", help="adamw, as published, or muon.  [default: the base's]")
+    ] = None,
     learning_rate: Annotated[float | None, typer.Option("--lr", help="Learning rate.  [default: the base's]")] = None,
     lr_schedule: Annotated[
         str | None, typer.Option("--lr-schedule", help="constant, or cosine down to 0.  [default: the base's]")
@@ -69,6 +72,7 @@ def finetune_command(
 
     given: dict[str, Any] = {
         "steps": steps,
+        "optimizer": _choice("--optimizer", optimizer, ("adamw", "muon")),
         "learning_rate": learning_rate,
         "lr_schedule": _choice("--lr-schedule", lr_schedule, ("constant", "cosine")),
         "lora_rank": lora_rank,

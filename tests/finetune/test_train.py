@@ -48,9 +48,9 @@ def stop_before(step: int) -> Callable[[], bool]:
     return lambda: next(asked) >= chunks + step - 1
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_resumed_run_is_the_straight_run_to_the_bit(run, options, precision) -> None:
-    options = replace(options, precision=precision)
+@pytest.mark.parametrize(("precision", "optimizer"), [("fp32", "adamw"), ("bf16", "adamw"), ("fp32", "muon")])
+def test_a_resumed_run_is_the_straight_run_to_the_bit(run, options, precision, optimizer) -> None:
+    options = replace(options, precision=precision, optimizer=optimizer)
     straight = run("straight", options)
     with pytest.raises(TrainingError, match=r"step 4 of 6.*--resume") as caught:
         run("stopped", options, cancel=stop_before(5))
