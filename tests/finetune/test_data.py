@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from posecrafter.errors import PoseCrafterError, TrainingError
-from posecrafter.finetune.data import draw_noise, draw_window, frame_clip, prepare_clip
+from posecrafter.finetune.data import draw_noise, draw_window, frame_clip, prepare_clip, timestep_weights
 from posecrafter.pose import PoseTrack, draw_poses
 from posecrafter.video import Video
 
@@ -108,3 +108,12 @@ def test_stopping_while_encoding_says_that_nothing_was_written(base, clip) -> No
     with pytest.raises(TrainingError, match="nothing was written") as caught:
         prepare_clip(frames, poses, "", base, cancel=lambda: True)
     assert caught.value.code == "cancelled"
+
+
+def test_velocity_weights_favour_noise_up_to_a_limit_and_are_one_in_the_mean() -> None:
+    levels = np.linspace(0.99, 0.001, 1000)
+    weights = timestep_weights(levels, "velocity")
+    assert weights.mean() == pytest.approx(1)
+    assert weights[1] / weights[0] == pytest.approx(levels[0] / levels[1])
+    assert weights.max() / weights.min() == pytest.approx(20 * levels[0])
+    assert (timestep_weights(levels, "uniform") == 1).all()
