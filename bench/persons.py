@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -54,7 +53,7 @@ def measure(bundle: Path, names: list[str], threads: int = 1) -> dict[str, Any]:
         "people": len(names),
         "open_mib": round(before, 1),
         "loaded_mib": round(after, 1),
-        "peak_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
+        "peak_mib": round(_resident_mib("VmHWM"), 1),
         "swap_back_ms": _percentiles(swaps),
         "pictures": len(pictures),
         "restored_to_the_bit": restored,
@@ -77,8 +76,11 @@ def record(bundle: Path, kind: str, names: list[str]) -> dict[str, Any]:
     return {"case": "people on one bundle", "packs": kind, **json.loads(done.stdout)}
 
 
-def _resident_mib() -> float:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
+def _resident_mib(what: str = "VmRSS") -> float:
+    """This process's memory now, or with "VmHWM" at its highest. getrusage's peak is no use: it is handed down by the
+    process that started this one."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith(f"{what}:")) / 1024
 
 
 def _percentiles(values: list[float]) -> dict[str, float]:
