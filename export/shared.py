@@ -77,7 +77,7 @@ def low_rank_weights(graphs: Mapping[str, nn.Module], names: Names, person: Pers
         layer = f"{STEP}{name.removesuffix(DOWN).removesuffix(UP)}"
         if name.endswith((DOWN, UP)) and not name.startswith(DECODER) and _FOLDED not in name:
             packed.pop(f"{layer}.weight", None)
-            packed[STEP + name] = factor.to(factor if factor.dtype == torch.float16 else torch.float32).contiguous()
+            packed[STEP + name] = (factor if factor.dtype == torch.float16 else factor.float()).contiguous()
     return packed
 
 
