@@ -23,6 +23,7 @@ from posecrafter.manifest import Manifest
 from posecrafter.progress import Cancel, Progress, silent
 from posecrafter.runtime.engines.built import FOLDER, Built, Part, read_part, source_hash
 from posecrafter.runtime.engines.cuda_device import device_target
+from posecrafter.runtime.engines.kept import Kept, Origin
 from posecrafter.runtime.engines.tensorrt_library import CAPABILITIES, MODULES, load_library
 
 GRAPHS = ("text_encoder", "pose_encoder", "vae_decoder", "denoiser")
@@ -129,13 +130,14 @@ def _write_plans(
     folder: Path, progress: Progress, cancel: Cancel | None,
 ) -> Built:  # fmt: skip
     capabilities = [] if wanted["engine"] == "tensorrt" or wanted["target"] == "any" else wanted["target"].split("+")
-    timing = folder / TIMING if wanted["engine"] == "tensorrt" else None
+    origin = Origin(wanted["version"], wanted["target"])
+    timings = Kept(folder / TIMING, origin) if wanted["engine"] == "tensorrt" else None
     graphs = {}
     for graph in GRAPHS:
         source, start = bundle / "graphs" / f"{graph}.onnx", time.perf_counter()
         marked = tensorrt_copy(source, wanted["precision"], options.accumulate)
         profiles = make_profiles(manifest, graph, options.frames, options.size)
-        plan = build_plan(trt, marked.model, source, profiles, capabilities, progress, cancel, timing)
+        plan = build_plan(trt, marked.model, source, profiles, capabilities, progress, cancel, timings)
         path = folder / f"{graph}.plan"
         path.write_bytes(memoryview(plan.data))
         seconds = round(time.perf_counter() - start, 2)

@@ -22,7 +22,7 @@ from posecrafter.export.options import ExportOptions
 from posecrafter.export.parity import Sample, check_parity
 from posecrafter.export.run import FILES, Run
 from posecrafter.export.save import save_graph
-from posecrafter.export.shared import bound, pack_weights, personal_names
+from posecrafter.export.shared import base_matrices, bound, pack_weights, personal_names, write_base
 from posecrafter.export.trace import trace, translate
 from posecrafter.files import atomic_folder
 from posecrafter.finetune.base import Base
@@ -55,7 +55,9 @@ def export_bundle(
     out, options = Path(out), options or ExportOptions()
     _check_target(out, overwrite)
     tuned = Run.read(run)
-    model = tuned.load(base)
+    model = tuned.load_base(base)
+    plain = base_matrices(model) if options.shared else {}
+    tuned.apply(model)
     reference, text = make_graphs(model), model.encode_text(["", tuned.record["prompt"]])
     with atomic_folder(out) as folder:
         _write_person(folder / "person", tuned, text)
@@ -69,6 +71,7 @@ def export_bundle(
         if options.shared:
             manifest = replace(manifest, kind="shared", shared=names)
             (folder / "person" / WEIGHTS).write_bytes(save(pack_weights(copies, names)))
+            write_base(folder, plain, names, options.precision)
             engines = [bound(folder, folder / "person" / WEIGHTS, manifest, portable) for portable in (False, True)]
         sample = make_sample(tuned, model, text, manifest)
         smallest = manifest.height.min // model.factor

@@ -60,7 +60,13 @@ class Run:
         return cls(folder, record, read_poses(folder / "poses.json"), latents)
 
     def load(self, source: str | Path | None = None) -> Base:
-        """The base the run was tuned on, with the person in it: LoRA merged, decoder exchanged; fp32.
+        """The base the run was tuned on, with the person in it. See `load_base` and `apply`."""
+        base = self.load_base(source)
+        self.apply(base)
+        return base
+
+    def load_base(self, source: str | Path | None = None) -> Base:
+        """The base the run was tuned on, without the person; fp32.
 
         source: where the base is now; None for where it was. Raises: BaseModelError; ExportError "base-differs".
         """
@@ -72,7 +78,10 @@ class Run:
                 f"the base {base.source} has sha256 {base.sha256[:12]}, the run was tuned on {told['sha256'][:12]}; "
                 "give that base with --base, or fine-tune again",
             )
+        return base
+
+    def apply(self, base: Base) -> None:
+        """Put the person into the base, in place: LoRA merged, decoder exchanged. Raises: BaseModelError."""
         person = load_person(self.folder / "person.safetensors")
         apply_person(base.denoiser, person)
         apply_decoder(base.vae, person)
-        return base

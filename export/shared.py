@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
@@ -16,14 +17,21 @@ from posecrafter.export.options import ExportOptions
 from posecrafter.export.parity import check_parity
 from posecrafter.export.run import Run
 from posecrafter.files import atomic_folder
-from posecrafter.finetune.person import DECODER, load_person
+from posecrafter.finetune.base import Base
+from posecrafter.finetune.person import DECODER, Person, load_person
+from posecrafter.finetune.trainable import trained_names
 from posecrafter.manifest import Manifest
 from posecrafter.progress import Cancel, Progress, silent
 from posecrafter.runtime.engines.bound import BoundEngine, upload_weights
 from posecrafter.runtime.engines.onnxruntime import OnnxRuntimeEngine
+from posecrafter.runtime.low_rank import BASE, DOWN, UP, LowRank
 from posecrafter.runtime.person import FOLDER, WEIGHTS, Pack, read_weights
 
 _METHOD = (".attn1.to_out.0.", ".attn_temp.", ".conv_temp.")
+_FOLDED = ".attn_temp.to_out."
+
+STEP = "denoiser/denoiser."
+"""How a pack names the denoiser's tensors: the graph, then its module's."""
 
 Names = Mapping[str, Mapping[str, list[int]]]
 """Graph -> input -> shape: a manifest's `shared`."""
@@ -59,6 +67,38 @@ def pack_weights(graphs: Mapping[str, nn.Module], names: Names) -> dict[str, Ten
     return packed
 
 
+def low_rank_weights(graphs: Mapping[str, nn.Module], names: Names, person: Person) -> dict[str, Tensor]:
+    """`pack_weights` with a person's factors in place of the matrices that they give.
+
+    A temporal output projection stays full: conv_temp, which is no low-rank update, is folded into it.
+    """
+    packed = pack_weights(graphs, names)
+    for name, factor in person.tensors.items():
+        layer = f"{STEP}{name.removesuffix(DOWN).removesuffix(UP)}"
+        if name.endswith((DOWN, UP)) and not name.startswith(DECODER) and _FOLDED not in name:
+            packed.pop(f"{layer}.weight", None)
+            packed[STEP + name] = (factor if factor.dtype == torch.float16 else factor.float()).contiguous()
+    return packed
+
+
+def base_matrices(base: Base) -> dict[str, Tensor]:
+    """What low-rank packs are added to, "denoiser/<input>" -> a copy; taken before a person is put into the base."""
+    weights = dict(base.denoiser.named_parameters())
+    return {
+        STEP + name: weights[name].detach().clone()
+        for name in trained_names(base.denoiser, "method")
+        if name.endswith(".weight") and ".conv_temp." not in name and _FOLDED not in name
+    }
+
+
+def write_base(bundle: Path, matrices: Mapping[str, Tensor], names: Names, precision: str) -> None:
+    """Write those of `base_matrices` that are inputs of the bundle's graphs, in its precision."""
+    inputs = {f"{graph}/{name}" for graph, own in names.items() for name in own}
+    dtype = torch.float16 if precision == "fp16" else torch.float32
+    held = {name: matrix.to(dtype).contiguous() for name, matrix in matrices.items() if name in inputs}
+    (bundle / BASE).write_bytes(save(held))
+
+
 def write_pack(folder: Path, run: Run, text: Tensor, weights: Mapping[str, Tensor]) -> None:
     """Write a pack's files but for its record: `seal` does that, last."""
     for name in ("poses.json", "latents.safetensors"):
@@ -67,10 +107,12 @@ def write_pack(folder: Path, run: Run, text: Tensor, weights: Mapping[str, Tenso
     (folder / WEIGHTS).write_bytes(save(dict(weights)))
 
 
-def bound(folder: Path, weights: Path, manifest: Manifest, portable: bool = False) -> BoundEngine:
-    """ONNX Runtime on a shared bundle's graphs, with the weights of a file."""
+def bound(
+    folder: Path, weights: Path, manifest: Manifest, portable: bool = False, low_rank: LowRank | None = None
+) -> BoundEngine:
+    """ONNX Runtime on a shared bundle's graphs, with the weights of a file as the runtime reads them."""
     engine = OnnxRuntimeEngine(folder, portable=portable)
-    return BoundEngine(engine, upload_weights(engine, read_weights(weights, manifest)))
+    return BoundEngine(engine, upload_weights(engine, read_weights(weights, manifest, low_rank, folder)))
 
 
 def export_person(
@@ -79,12 +121,15 @@ def export_person(
     name: str,
     *,
     base: Path | str | None = None,
+    full_matrices: bool = False,
     overwrite: bool = False,
     progress: Progress = silent,
     cancel: Cancel | None = None,
 ) -> Path:
     """Add a run's person to a shared bundle as `persons/<name>/`, once it is proved; returns that folder.
 
+    A run that tuned low-rank updates gives a pack of these. full_matrices: merge them now instead, for readers that
+    know nothing else; so does a bundle that holds no base's matrices.
     Raises: BundleError; ExportError "bundle-merged", "person-name", "bundle-exists", "base-differs", "pack-differs",
     "parity", "cancelled". Whatever is raised, the bundle stays as it was.
     """
@@ -111,19 +156,22 @@ def export_person(
     options = ExportOptions(precision=manifest.precision, shared=True)  # type: ignore[arg-type]
     reference, text = make_graphs(model), model.encode_text(["", tuned.record["prompt"]])
     modules = {graph: exported_copy(reference[graph].module, options) for graph in manifest.shared}
-    trained = load_person(tuned.folder / "person.safetensors").tensors
+    person = load_person(tuned.folder / "person.safetensors")
     for graph, module in modules.items():
-        extra = personal_names(reference[graph], module, trained).keys() - manifest.shared[graph].keys()
+        extra = personal_names(reference[graph], module, person.tensors).keys() - manifest.shared[graph].keys()
         if extra:
             raise ExportError(
                 "pack-differs",
                 f"the run tuned {min(extra)} of '{graph}', which the bundle's people share; "
                 "export it into a bundle of its own",
             )
+    thin = person.kind == "lora" and BASE in manifest.files and not full_matrices
+    low_rank = LowRank(person.rank, person.scale) if thin else None
+    weights = low_rank_weights(modules, manifest.shared, person) if thin else pack_weights(modules, manifest.shared)
     with atomic_folder(out) as folder:
-        write_pack(folder, tuned, text, pack_weights(modules, manifest.shared))
+        write_pack(folder, tuned, text, weights)
         record = tuned.record
-        engines = [bound(bundle, folder / WEIGHTS, manifest, portable) for portable in (False, True)]
+        engines = [bound(bundle, folder / WEIGHTS, manifest, portable, low_rank) for portable in (False, True)]
         sample = make_sample(tuned, model, text, replace(manifest, fps=record["fps"]))
         smallest = manifest.height.min // model.factor
         parity = check_parity(bundle, reference, sample, options.precision, smallest, progress, cancel, engines)
@@ -136,5 +184,6 @@ def export_person(
             height=record["height"],
             files=Manifest.entries(folder),
             parity=parity,
+            low_rank=low_rank,
         ).write(folder)
     return out

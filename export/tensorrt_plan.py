@@ -14,6 +14,7 @@ from onnxscript import ir
 from posecrafter.errors import EngineError, ExportError
 from posecrafter.progress import Cancel, Progress
 from posecrafter.runtime.engines.built import Profile
+from posecrafter.runtime.engines.kept import Kept
 
 Trt = ModuleType
 
@@ -37,12 +38,13 @@ def build_plan(
     capabilities: Sequence[str],
     progress: Progress,
     cancel: Cancel | None = None,
-    timing_cache: Path | None = None,
+    timings: Kept | None = None,
 ) -> Plan:
     """Build one graph. source: the .onnx file that `model` was loaded from, beside its weights.
 
     capabilities: "sm80", ... for TensorRT-RTX; none for all that it knows, or for TensorRT, the GPU at hand.
-    timing_cache: read if there, then written; TensorRT only. Raises: EngineError "plan-build"; ExportError "cancelled".
+    timings: of an earlier build, read if they fit, then written; TensorRT only.
+    Raises: EngineError "plan-build"; ExportError "cancelled".
     """
     log = _log(trt)
     builder = _builder(trt, log)
@@ -56,10 +58,8 @@ def build_plan(
             config.set_compute_capability(getattr(trt.ComputeCapability, name.upper()), index)
     for profile in profiles:
         config.add_optimization_profile(_profile(builder, network, profile))
-    cache = None
-    if timing_cache is not None:
-        cache = config.create_timing_cache(timing_cache.read_bytes() if timing_cache.is_file() else b"")
-        config.set_timing_cache(cache, ignore_mismatch=False)
+    if timings is not None:
+        _take_timings(config, timings.read())
     monitor = _monitor(trt, f"build {source.stem}", progress, cancel)
     config.progress_monitor = monitor
     data = builder.build_serialized_network(network, config)
@@ -67,9 +67,16 @@ def build_plan(
         raise ExportError("cancelled", f"stopped while building {source.stem}; nothing was written")
     if data is None:
         raise EngineError("plan-build", f"{trt.__name__} cannot build '{source.stem}': {log.error()}")
-    if cache is not None and timing_cache is not None:
-        timing_cache.write_bytes(memoryview(config.get_timing_cache().serialize()))
+    if timings is not None:
+        timings.write(bytes(memoryview(config.get_timing_cache().serialize())))
     return Plan(data, network.num_layers)
+
+
+def _take_timings(config: Any, data: bytes) -> None:
+    """Let a build start from earlier timings; from none where the library does not take these for this GPU."""
+    cache = config.create_timing_cache(data)
+    if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
+        config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
 
 
 def _builder(trt: Trt, log: Any) -> Any:

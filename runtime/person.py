@@ -3,6 +3,7 @@
     pack/  person.json  weights.safetensors  poses.json  latents.safetensors  text.safetensors
 
 person.json names the base and holds every other file's size and hash, so a pack can lie in the bundle or anywhere else.
+A pack of low-rank updates has a format of its own, so that a reader that knows full matrices only refuses it.
 """
 
 from __future__ import annotations
@@ -23,8 +24,10 @@ from posecrafter.files import read_json, sha256_of, write_json
 from posecrafter.manifest import FileEntry, Manifest
 from posecrafter.pose import read_poses
 from posecrafter.runtime.bundle import Bundle
+from posecrafter.runtime.low_rank import BASE, LowRank, multiply_out
 
 FORMAT = "posecrafter-pack-1"
+LOW_RANK_FORMAT = "posecrafter-pack-low-rank-1"
 RECORD = "person.json"
 WEIGHTS = "weights.safetensors"
 FOLDER = "persons"
@@ -34,7 +37,10 @@ Arrays = dict[str, dict[str, NDArray[Any]]]
 
 @dataclass(frozen=True)
 class Pack:
-    """person.json. files: name -> size and hash. parity: as a manifest's, for the bundle it was exported into."""
+    """person.json. files: name -> size and hash. parity: as a manifest's, for the bundle it was exported into.
+
+    low_rank: of the updates that `weights.safetensors` holds; None where it holds full matrices alone.
+    """
 
     base_sha256: str
     training_frames: int
@@ -44,9 +50,23 @@ class Pack:
     height: int
     files: Mapping[str, FileEntry]
     parity: Mapping[str, Any] = field(default_factory=dict)
+    low_rank: LowRank | None = None
+
+    @property
+    def kind(self) -> str:
+        """In words: "full matrices", or "low rank 16"."""
+        return "full matrices" if self.low_rank is None else f"low rank {self.low_rank.rank}"
+
+    @property
+    def bytes(self) -> int:
+        """Of all files."""
+        return sum(entry.bytes for entry in self.files.values())
 
     def write(self, folder: Path) -> None:
-        write_json(folder / RECORD, {"format": FORMAT, **asdict(self)})
+        record = {"format": FORMAT if self.low_rank is None else LOW_RANK_FORMAT, **asdict(self)}
+        if self.low_rank is None:
+            del record["low_rank"]
+        write_json(folder / RECORD, record)
 
     @classmethod
     def read(cls, folder: Path) -> Self:
@@ -56,8 +76,11 @@ class Pack:
             raise BundleError("pack-missing", f"{folder} is no person's pack; make one: posecrafter export --person")
         try:
             raw = read_json(path)
-            if raw.pop("format") != FORMAT:
+            known = raw.pop("format")
+            if known not in (FORMAT, LOW_RANK_FORMAT) or (known == LOW_RANK_FORMAT) != ("low_rank" in raw):
                 raise ValueError("another format")
+            if known == LOW_RANK_FORMAT:
+                raw["low_rank"] = LowRank(**raw["low_rank"])
             files = {name: FileEntry(**entry) for name, entry in raw.pop("files").items()}
             pack = cls(**raw, files=files)
         except (ValueError, KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
@@ -117,18 +140,28 @@ def read_person(bundle: Bundle, folder: Path) -> tuple[Bundle, Arrays]:
         bundle.folder,
     )
     person.check()
-    return person, read_weights(folder / WEIGHTS, m)
+    return person, read_weights(folder / WEIGHTS, m, pack.low_rank, bundle.folder)
 
 
-def read_weights(path: Path, manifest: Manifest) -> Arrays:
+def read_weights(path: Path, manifest: Manifest, low_rank: LowRank | None = None, bundle: Path | None = None) -> Arrays:
     """A person's matrices by graph and input, as the manifest's `shared` says.
 
-    Raises: BundleError "pack-weights" for a missing, extra or misshapen tensor, another type, or values not finite.
+    low_rank: of the updates in the file, which are added to the base's matrices in the folder `bundle`.
+    Raises: BundleError "pack-weights" for a missing, extra or misshapen tensor, another type, or values not finite;
+    "bundle-file-missing" where a bundle holds no base's matrices.
     """
     try:
         tensors = load_file(path)
     except (SafetensorError, OSError) as error:
         raise BundleError("pack-weights", f"{path} is not a safetensors file ({error}); export it again") from error
+    if low_rank is not None:
+        if bundle is None or BASE not in manifest.files:
+            raise BundleError(
+                "bundle-file-missing",
+                f"the bundle has no {BASE}, which {path} builds on; export the bundle again, or the person with "
+                "--full-matrices",
+            )
+        tensors = multiply_out(path, tensors, low_rank, bundle / BASE)
     dtype = np.dtype(np.float16 if manifest.precision == "fp16" else np.float32)
     wanted = {f"{graph}/{name}": tuple(shape) for graph, own in manifest.shared.items() for name, shape in own.items()}
     for name in sorted(wanted.keys() ^ tensors.keys()):

@@ -58,6 +58,34 @@ def tiny_bundle(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 @pytest.fixture(scope="session")
+def smallest_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base of one level only: the smallest that has every layer but those between levels."""
+    levels: dict[str, Any] = {"block_out_channels": (32,), "down_block_types": ("CrossAttnDownBlock2D",)}
+    return write_tiny_base(tmp_path_factory.mktemp("smallest") / "base", **levels)
+
+
+@pytest.fixture(scope="session")
+def people(smallest_base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Runs of four people on one base; the last tuned low-rank updates, the others full matrices."""
+    folder = tmp_path_factory.mktemp("people")
+    runs = {name: write_tiny_run(folder / name, smallest_base, seed=seed) for seed, name in enumerate("abc")}
+    return {**runs, "d": write_tiny_run(folder / "d", smallest_base, seed=3, rank=4)}
+
+
+@pytest.fixture(scope="session")
+def shared_bundle(people: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A shared bundle whose own person is a, with packs of b, c and d. Not to be changed."""
+    from posecrafter.export.export import ExportOptions, export_bundle
+    from posecrafter.export.shared import export_person
+
+    out = tmp_path_factory.mktemp("shared") / "bundle"
+    bundle = export_bundle(people["a"], out, options=ExportOptions(shared=True))
+    for name in "bcd":
+        assert export_person(people[name], bundle, name) == bundle / "persons" / name
+    return bundle
+
+
+@pytest.fixture(scope="session")
 def toy_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle whose fp16 graphs are a few layers each, attention among them, behind the borders of real ones.
 
@@ -187,8 +215,8 @@ _TOY_GRAPHS: dict[str, tuple[str, dict[str, tuple[int, ...]]]] = {
 }
 
 
-def write_tiny_run(folder: Path, base_folder: Path, seed: int = 0) -> Path:
-    """Write what fine-tuning writes: poses, latents, a full person and the record."""
+def write_tiny_run(folder: Path, base_folder: Path, seed: int = 0, rank: int = 0) -> Path:
+    """Write what fine-tuning writes: poses, latents, a person and the record. rank: of low-rank updates; 0 for none."""
     import numpy as np
     import torch
 
@@ -199,11 +227,14 @@ def write_tiny_run(folder: Path, base_folder: Path, seed: int = 0) -> Path:
     from posecrafter.pose import PoseTrack
 
     base, generator, random = load_base(base_folder), torch.Generator().manual_seed(seed), np.random.default_rng(seed)
-    weights = dict(base.denoiser.named_parameters())
-    changed = {
-        name: weights[name] + 0.1 * torch.randn(weights[name].shape, generator=generator)
-        for name in trained_names(base.denoiser, "method")
-    }
+    weights, changed = dict(base.denoiser.named_parameters()), {}
+    for name in trained_names(base.denoiser, "method"):
+        if not rank or ".conv_temp." in name:
+            changed[name] = weights[name] + 0.1 * torch.randn(weights[name].shape, generator=generator)
+        elif name.endswith(".weight"):
+            (outputs, inputs), layer = weights[name].shape, name.removesuffix(".weight")
+            changed[f"{layer}.lora_down.weight"] = 0.3 * torch.randn(rank, inputs, generator=generator)
+            changed[f"{layer}.lora_up.weight"] = 0.3 * torch.randn(outputs, rank, generator=generator)
     xy = random.uniform(0.2, 0.8, (1, 130, 2)) * TINY_SIZE + np.cumsum(random.normal(0, 0.6, (6, 1, 2)), axis=0)
     track = PoseTrack(xy.astype(np.float32), np.ones((6, 130), np.float32), TINY_SIZE, TINY_SIZE)
     patches = random.integers(0, 256, (6, TINY_SIZE // 8, TINY_SIZE // 8, 3), dtype=np.uint8)
@@ -219,7 +250,8 @@ def write_tiny_run(folder: Path, base_folder: Path, seed: int = 0) -> Path:
         "steps": 0,
     }
     folder.mkdir(parents=True)
-    RunFolder(folder).finish(Person(changed, "full", base.sha256), track, base.encode_frames(frames), record)
+    person = Person(changed, "lora" if rank else "full", base.sha256, rank, 2.0 * rank)
+    RunFolder(folder).finish(person, track, base.encode_frames(frames), record)
     return folder
 
 

@@ -32,6 +32,7 @@ THIRD_PARTY = {
     },
     "posecrafter.bench": {
         "numpy", "cv2", "skimage", "matplotlib", "torch", "openvino", "onnxruntime", "triton", "diffusers", "xformers",
+        "safetensors",
     },
 }  # fmt: skip
 ENGINE_FILES = {"onnxruntime.py": {"onnxruntime"}, "openvino.py": {"openvino"}, "torch.py": {"torch"}}

@@ -24,6 +24,9 @@ def export_command(
     person: Annotated[
         str | None, typer.Option("--person", help="Add the run's person, under this name, to the shared bundle --out.")
     ] = None,
+    full_matrices: Annotated[
+        bool, typer.Option("--full-matrices", help="With --person: merge low-rank updates now, not when loaded.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a bundle that is there.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the parity figures as JSON.")] = False,
 ) -> None:
@@ -37,7 +40,9 @@ def export_command(
     options = ExportOptions(precision=known, max_frames=max_frames, shared=shared)
     if person is not None:
         with bars() as progress:
-            pack = export_person(run, out, person, base=base, overwrite=overwrite, progress=progress)
+            pack = export_person(
+                run, out, person, base=base, full_matrices=full_matrices, overwrite=overwrite, progress=progress
+            )
         _show_person(pack, as_json)
         return
     with bars() as progress:
@@ -57,9 +62,8 @@ def _show_person(folder: Path, as_json: bool) -> None:
 
     pack = Pack.read(folder)
     if as_json:
-        typer.echo(json.dumps({"person": str(folder), "parity": dict(pack.parity)}))
+        typer.echo(json.dumps({"person": str(folder), "kind": pack.kind, "parity": dict(pack.parity)}))
         return
-    size = sum(entry.bytes for entry in pack.files.values()) / 2**20
-    typer.echo(f"{folder}: {size:.1f} MiB")
+    typer.echo(f"{folder}: {pack.kind}, {pack.bytes / 2**20:.1f} MiB")
     for name, figure in pack.parity.items():
         typer.echo(f"parity {name:<24} {figure}")

@@ -143,7 +143,7 @@ def _open(
     from posecrafter.runtime.engines.built import built_folders
 
     if engine == "auto" and path.is_dir():
-        choice = choose_engine(path)
+        choice = choose_engine(path, precision)
         for name, why in choice.passed_over.items():
             if built_folders(path, name):
                 typer.echo(f"note: {choice.name} runs it, since {why}", err=True)

@@ -3,38 +3,41 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from posecrafter.errors import EngineError
+from posecrafter.errors import BundleError, EngineError
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from posecrafter.manifest import Manifest
     from posecrafter.runtime.engines.built import Built
+    from posecrafter.runtime.person import Pack
 
 
 def inspect_command(
     bundle: Annotated[Path, typer.Argument(help="The bundle's folder.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
 ) -> None:
-    """Verify every file of a bundle and show what it holds, and what was compiled for which machine."""
+    """Verify every file of a bundle and show what it holds, its people, and what was compiled for which machine."""
     from posecrafter.runtime import Bundle
+    from posecrafter.runtime.engines.built import Built
+    from posecrafter.runtime.person import Pack
 
     manifest = Bundle.open(bundle).manifest
-    engines = _engines(bundle)
+    people, engines = _people(bundle), _engines(bundle)
     if as_json:
-        told = {name: record if isinstance(record, str) else asdict(record) for name, record in engines.items()}
-        typer.echo(json.dumps({**asdict(manifest), "engines": told}))
+        typer.echo(json.dumps({**asdict(manifest), "persons": _plain(people), "engines": _plain(engines)}))
         return
     from rich.console import Console
     from rich.table import Table
 
-    m, console = manifest, Console()
+    m, console = manifest, Console(markup=False)  # "error[code]" is no style, nor is what a prompt says
     facts = {
         "kind": f"{m.kind}, {m.precision}",
         "size": f"{m.defaults.width}x{m.defaults.height} pixels",
@@ -54,8 +57,45 @@ def inspect_command(
     for name, entry in m.files.items():
         files.add_row(name, f"{entry.bytes / 2**20:.2f}", entry.sha256[:16])
     console.print(files)
-    if engines:
-        console.print(_table(engines, manifest))
+    if any(isinstance(pack, Pack) for pack in people.values()):
+        console.print(_people_table(people))
+    if any(isinstance(record, Built) for record in engines.values()):
+        console.print(_engines_table(engines, manifest))
+    for name, refusal in {**people, **engines}.items():
+        if isinstance(refusal, str):
+            console.print(f"{name}: {refusal}", soft_wrap=True)
+
+
+def _plain(records: Mapping[str, Pack | Built | str]) -> dict[str, Any]:
+    return {name: record if isinstance(record, str) else asdict(record) for name, record in records.items()}
+
+
+def _people(bundle: Path) -> dict[str, Pack | str]:
+    """Every person's record, the pack's files verified; or in its place the reason why it cannot be used."""
+    from posecrafter.runtime.person import FOLDER, RECORD, Pack
+
+    found: dict[str, Pack | str] = {}
+    for path in sorted((bundle / FOLDER).glob(f"*/{RECORD}")):
+        try:
+            found[path.parent.name] = Pack.read(path.parent)
+        except BundleError as error:
+            found[path.parent.name] = f"error[{error.code}]: {error.message}"
+    return found
+
+
+def _people_table(people: Mapping[str, Pack | str]) -> Table:
+    from rich.table import Table
+
+    from posecrafter.runtime.person import WEIGHTS
+
+    table = Table("person", "weights", "frames", "MiB", "sha256", "parity", title="people; every file verified")
+    for name, pack in people.items():
+        if isinstance(pack, str):
+            continue
+        parity = f"{pack.parity['denoiser']:.1e}" if "denoiser" in pack.parity else ""
+        size, digest = f"{pack.bytes / 2**20:.2f}", pack.files[WEIGHTS].sha256[:12]
+        table.add_row(name, pack.kind, str(pack.training_frames), size, digest, parity)
+    return table
 
 
 def _engines(bundle: Path) -> dict[str, Built | str]:
@@ -75,7 +115,7 @@ def _engines(bundle: Path) -> dict[str, Built | str]:
     return found
 
 
-def _table(engines: dict[str, Built | str], manifest: Manifest) -> Table:
+def _engines_table(engines: Mapping[str, Built | str], manifest: Manifest) -> Table:
     from rich.table import Table
 
     from posecrafter.runtime.engines.built import source_hash
@@ -85,7 +125,6 @@ def _table(engines: dict[str, Built | str], manifest: Manifest) -> Table:
     )
     for name, record in engines.items():
         if isinstance(record, str):
-            table.add_row(name, record)
             continue
         for graph, parts in record.graphs.items():
             stale = (

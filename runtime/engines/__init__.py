@@ -11,6 +11,7 @@ from posecrafter.errors import EngineError
 from posecrafter.runtime.engines.base import Buffer, Engine, Graph
 from posecrafter.runtime.engines.built import built_folders
 from posecrafter.runtime.engines.cuda_device import device_target
+from posecrafter.runtime.engines.processor import has_bf16
 from posecrafter.runtime.engines.tensorrt_library import MODULES, load_library
 
 __all__ = ["ENGINES", "Buffer", "Choice", "Engine", "Graph", "choose_engine", "open_engine"]
@@ -21,6 +22,12 @@ ENGINES = ("tensorrt", "tensorrt-rtx", "openvino", "onnxruntime")
 _PRECISE = ("openvino",)
 """Engines that take a precision other than the bundle's."""
 
+_WITHOUT_BF16 = (
+    "this CPU multiplies no bf16 (neither AMX nor AVX512-BF16), and without it openvino is no faster than onnxruntime "
+    "and takes more memory; --engine openvino takes it all the same"
+)
+# 683 against 677 ms a step, 545 against 311 MiB: bench/results/engines.jsonl, docs/performance.md.
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -30,12 +37,19 @@ class Choice:
     passed_over: Mapping[str, str] = field(default_factory=dict)
 
 
-def choose_engine(folder: Path) -> Choice:
-    """The fastest engine that is installed and can run the bundle in `folder`. Raises: EngineError "engine-missing"."""
+def choose_engine(folder: Path, precision: str | None = None) -> Choice:
+    """The fastest engine that is installed and can run the bundle in `folder`.
+
+    precision: one that the engine has to be able to be told. Raises: EngineError "engine-missing".
+    """
     passed_over: dict[str, str] = {}
     for name in ENGINES:
         try:
             _check(name, folder)
+            if precision is not None and name not in _PRECISE:
+                raise EngineError("engine-precision", f"{name} computes in the bundle's own precision")
+            if name == "openvino" and precision is None and find_spec("onnxruntime") is not None and not has_bf16():
+                raise EngineError("engine-slower", _WITHOUT_BF16)
         except EngineError as error:
             passed_over[name] = error.message
             continue
@@ -51,7 +65,7 @@ def open_engine(name: str, folder: Path, threads: int | None = None, precision: 
     "plan-version", "plan-stale", "plan-target".
     """
     if name == "auto":
-        name = choose_engine(folder).name
+        name = choose_engine(folder, precision).name
     if name == "torch":
         raise EngineError("engine-unknown", "engine 'torch' runs a tuning run, not a bundle: give the run's folder")
     if name not in ENGINES:

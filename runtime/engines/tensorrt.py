@@ -1,7 +1,8 @@
 """TensorRT and TensorRT-RTX: one adapter, since both run plans in the same way.
 
 What was built is checked before the library sees a byte of it (`built.py`). Tensors stay on the GPU; the graphs work in
-one scratch memory, one after the other on one stream.
+one scratch memory, one after the other on one stream. TensorRT-RTX compiles a plan's kernels when they are first used;
+closing the engine keeps them beside the plan (`kept.py`).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from posecrafter.manifest import Manifest
 from posecrafter.runtime.engines.base import Buffer
 from posecrafter.runtime.engines.built import Built, Part, built_folders, choose_profile, read_part
 from posecrafter.runtime.engines.cuda_device import CudaDevice, DeviceBuffer, device_target
+from posecrafter.runtime.engines.kept import Kept, Origin
 from posecrafter.runtime.engines.tensorrt_library import load_library
 
 DIMENSIONS: Mapping[str, Mapping[int, str]] = {
@@ -31,9 +33,9 @@ DIMENSIONS: Mapping[str, Mapping[int, str]] = {
 
 
 class TensorRtGraph:
-    """One deserialized plan with one execution context."""
+    """One deserialized plan with one execution context. kept: the kernels that were compiled for it before."""
 
-    def __init__(self, trt: Any, engine: Any, name: str, part: Part, device: CudaDevice, cure: str) -> None:
+    def __init__(self, trt: Any, engine: Any, name: str, part: Part, device: CudaDevice, kept: Kept, cure: str) -> None:
         self._name, self._part, self._device, self._cure = name, part, device, cure
         self._engine = engine
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
@@ -42,7 +44,8 @@ class TensorRtGraph:
         self._outputs = {
             name: np.dtype(trt.nptype(engine.get_tensor_dtype(name))) for name in names if name not in self._inputs
         }
-        self._context = _context(trt, engine)
+        self._kept, self._before = kept, kept.read()
+        self._context, self._cache = _context(trt, engine, self._before)
         self._shapes: dict[str, tuple[int, ...]] = {}
 
     def run(self, inputs: Mapping[str, Buffer]) -> dict[str, Buffer]:
@@ -56,6 +59,15 @@ class TensorRtGraph:
             self._did(context.set_tensor_address(name, made[name].pointer), f"take the address of '{name}'")
         self._did(context.execute_async_v3(self._device.stream), "run")
         return made
+
+    def keep(self) -> None:
+        """Write the kernels that were compiled since, if any."""
+        if self._cache is None:
+            return
+        blob = self._cache.serialize()
+        data = b"" if blob is None else bytes(memoryview(blob))
+        if data not in (b"", self._before) and self._kept.write(data):
+            self._before = data
 
     def _prepare(self, shapes: dict[str, tuple[int, ...]]) -> None:
         """Choose the profile, set the shapes, and hand over the scratch memory that they need."""
@@ -94,7 +106,8 @@ class TensorRtEngine:
         self._cure = f"posecrafter compile {folder} --engine {engine}"
         self._trt = load_library(engine)
         records = find_records(folder, engine, str(self._trt.__version__))
-        self._folder, self._record = choose_target(records, device_target(index), self._cure)
+        self._target = device_target(index)
+        self._folder, self._record = choose_target(records, self._target, self._cure)
         self._device = CudaDevice(index)
         self.device = f"cuda:{index}"
         self._runtime = self._trt.Runtime(self._trt.Logger(self._trt.Logger.ERROR))
@@ -117,7 +130,9 @@ class TensorRtEngine:
             engine = self._runtime.deserialize_cuda_engine(data)
             if engine is None:
                 raise EngineError("engine-load", f"{self.name} cannot load the plan of '{graph}'. Run: {self._cure}")
-            self._graphs[graph] = TensorRtGraph(self._trt, engine, graph, part, self._device, self._cure)
+            origin = Origin(self._record.version, self._target, part.sha256)
+            kept = Kept(self._folder / f"{graph}-{self._target}.kernels", origin)
+            self._graphs[graph] = TensorRtGraph(self._trt, engine, graph, part, self._device, kept, self._cure)
         return self._graphs[graph]
 
     def upload(self, array: NDArray[Any]) -> DeviceBuffer:
@@ -127,6 +142,8 @@ class TensorRtEngine:
         return self._device.download(buffer)
 
     def close(self) -> None:
+        for graph in self._graphs.values():
+            graph.keep()
         self._graphs.clear()
         self._device.close()
 
@@ -181,12 +198,17 @@ def check_validity(trt: Any, runtime: Any, data: bytes, graph: str, cure: str) -
         raise EngineError("plan-invalid", f"the plan of '{graph}' is refused: {', '.join(told) or bits}. Run: {cure}")
 
 
-def _context(trt: Any, engine: Any) -> Any:
-    """A context whose scratch memory is handed to it; TensorRT-RTX captures CUDA graphs by itself."""
+def _context(trt: Any, engine: Any, kernels: bytes) -> tuple[Any, Any]:
+    """A context whose scratch memory is handed to it; and with TensorRT-RTX, which captures CUDA graphs by itself, the
+    cache of its kernels. kernels: from an earlier process; the library itself passes over what does not fit the GPU."""
     strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
     if not hasattr(trt, "CudaGraphStrategy"):
-        return engine.create_execution_context(strategy)
+        return engine.create_execution_context(strategy), None
     config = engine.create_runtime_config()
     config.set_execution_context_allocation_strategy(strategy)
     config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
-    return engine.create_execution_context(config)
+    cache = config.create_runtime_cache()
+    if kernels:
+        cache.deserialize(kernels)
+    config.set_runtime_cache(cache)
+    return engine.create_execution_context(config), cache

@@ -41,17 +41,6 @@ def graphs(tuned: Base) -> dict[str, Graph]:
     return make_graphs(tuned)
 
 
-@pytest.fixture(scope="session")
-def smallest_base(make_tiny_base: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A base of one level only: the smallest that has every layer but those between levels."""
-    return make_tiny_base(
-        tmp_path_factory.mktemp("smallest") / "base",
-        block_out_channels=(32,),
-        down_block_types=("CrossAttnDownBlock2D",),
-        attention_head_dim=2,
-    )
-
-
 @pytest.fixture
 def smallest(smallest_base: Path) -> Base:
     return load_base(smallest_base)

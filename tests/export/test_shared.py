@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,38 +13,22 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from posecrafter.errors import BundleError, PoseCrafterError
-from posecrafter.export.export import export_bundle
-from posecrafter.export.options import ExportOptions
+from posecrafter.export.export import ExportOptions, exported_copy
+from posecrafter.export.graphs import make_graphs
 from posecrafter.export.reference import open_reference
-from posecrafter.export.shared import export_person
+from posecrafter.export.run import Run
+from posecrafter.export.shared import export_person, pack_weights
 from posecrafter.files import read_json, write_json
 from posecrafter.manifest import FileEntry, Manifest
-from posecrafter.runtime import Request, Session
-from posecrafter.runtime.person import WEIGHTS, Pack
-
-MakeRun = Callable[..., Path]
-
-
-@pytest.fixture(scope="module")
-def runs(smallest_base: Path, make_tiny_run: MakeRun, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Three people tuned on one base: ann, the bundle's own, bob and cid."""
-    folder = tmp_path_factory.mktemp("runs")
-    return {name: make_tiny_run(folder / name, smallest_base, seed=seed) for seed, name in enumerate("abc")}
-
-
-@pytest.fixture(scope="module")
-def shared(runs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A shared bundle with three people. Not to be changed."""
-    bundle = export_bundle(runs["a"], tmp_path_factory.mktemp("shared") / "bundle", options=ExportOptions(shared=True))
-    for name in "bc":
-        assert export_person(runs[name], bundle, name) == bundle / "persons" / name
-    return bundle
+from posecrafter.runtime import Bundle, Request, Session
+from posecrafter.runtime.low_rank import BASE, DOWN, UP, LowRank
+from posecrafter.runtime.person import WEIGHTS, Pack, read_person
 
 
 @pytest.fixture
-def copied(shared: Path, tmp_path: Path) -> Path:
+def copied(shared_bundle: Path, tmp_path: Path) -> Path:
     """A copy of it, to spoil."""
-    return Path(shutil.copytree(shared, tmp_path / "bundle"))
+    return Path(shutil.copytree(shared_bundle, tmp_path / "bundle"))
 
 
 def loading(bundle: Path, person: str | Path = "b") -> BundleError:
@@ -67,39 +52,39 @@ def spoil_weights(pack: Path, change: Callable[[dict[str, np.ndarray]], None]) -
     reseal(pack)
 
 
-def test_three_people_interleaved_render_as_pytorch_does_and_come_back_to_the_bit(
-    shared: Path, runs: dict[str, Path]
+def test_four_people_interleaved_render_as_pytorch_does_and_come_back_to_the_bit(
+    shared_bundle: Path, people: dict[str, Path]
 ) -> None:
-    with Session.open(shared, "onnxruntime", threads=1) as session:
+    with Session.open(shared_bundle, "onnxruntime", threads=1) as session:
         request = Request(poses=session.bundle.poses[:2], steps=2)
         first: dict[str, np.ndarray] = {}
-        for name in "abcacbba":
+        for name in "abcadcbbda":
             session.load_person(None if name == "a" else name)
             frames = session.render(request).frames
             np.testing.assert_array_equal(first.setdefault(name, frames), frames)
-    for name, run in runs.items():
+    for name, run in people.items():
         with open_reference(run) as reference:
             expected = reference.render(request).frames.astype(int)
         assert np.abs(first[name] - expected).max() <= 1, name
     assert np.abs(first["a"].astype(int) - first["b"]).max() > 20
 
 
-def test_openvino_renders_a_shared_bundle_too(shared: Path) -> None:
+def test_openvino_renders_a_shared_bundle_too(shared_bundle: Path) -> None:
     frames = []
     for engine in ("openvino", "onnxruntime"):
-        with Session.open(shared, engine, threads=1) as session:
+        with Session.open(shared_bundle, engine, threads=1) as session:
             session.load_person("b")
             frames.append(session.render(Request(poses=session.bundle.poses[:1], steps=1)).frames.astype(int))
     assert np.abs(frames[0] - frames[1]).max() <= 1
 
 
-def test_the_persons_weights_are_inputs_behind_the_graphs_own_and_no_longer_in_the_graph(shared: Path) -> None:
+def test_the_persons_weights_are_inputs_behind_the_graphs_own_and_no_longer_in_the_graph(shared_bundle: Path) -> None:
     import onnx
 
-    manifest = Manifest.read(shared)
+    manifest = Manifest.read(shared_bundle)
     assert manifest.kind == "shared"
     assert set(manifest.shared) == {"denoiser"}
-    model = onnx.load(shared / "graphs" / "denoiser.onnx", load_external_data=False).graph
+    model = onnx.load(shared_bundle / "graphs" / "denoiser.onnx", load_external_data=False).graph
     names = [value.name for value in model.input]
     assert names[:8] == ["x", "timestep", "a", "b", "text", "weight", "pose_features", "control_scale"]
     assert names[8:] == list(manifest.shared["denoiser"])
@@ -107,11 +92,11 @@ def test_the_persons_weights_are_inputs_behind_the_graphs_own_and_no_longer_in_t
     assert not set(names[8:]) & {tensor.name for tensor in model.initializer}
 
 
-def test_a_pack_lies_anywhere_and_holds_its_parity(shared: Path, tmp_path: Path) -> None:
-    pack = Path(shutil.copytree(shared / "persons" / "b", tmp_path / "elsewhere"))
+def test_a_pack_lies_anywhere_and_holds_its_parity(shared_bundle: Path, tmp_path: Path) -> None:
+    pack = Path(shutil.copytree(shared_bundle / "persons" / "b", tmp_path / "elsewhere"))
     parity = Pack.read(pack).parity
     assert parity["denoiser"] <= parity["bound_graph"] == 1e-4
-    with Session.open(shared, "onnxruntime", threads=1) as session:
+    with Session.open(shared_bundle, "onnxruntime", threads=1) as session:
         request = Request(poses=session.bundle.poses[:1], steps=1)
         session.load_person(pack)
         found = session.render(request).frames
@@ -119,8 +104,8 @@ def test_a_pack_lies_anywhere_and_holds_its_parity(shared: Path, tmp_path: Path)
         np.testing.assert_array_equal(session.render(request).frames, found)
 
 
-def test_a_person_is_uploaded_once(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with Session.open(shared, "onnxruntime", threads=1) as session:
+def test_a_person_is_uploaded_once(shared_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Session.open(shared_bundle, "onnxruntime", threads=1) as session:
         session.load_person("b")
         monkeypatch.setattr(session.engine, "upload", None)
         session.load_person(None)
@@ -163,25 +148,86 @@ def test_a_pack_that_was_altered_is_refused_before_it_is_parsed(
     assert loading(copied).code == code
 
 
-def test_an_unknown_person_is_told_who_is_there(shared: Path) -> None:
-    error = loading(shared, "zoe")
+def test_an_unknown_person_is_told_who_is_there(shared_bundle: Path) -> None:
+    error = loading(shared_bundle, "zoe")
     assert error.code == "pack-missing"
-    assert "it has: b, c" in error.message
+    assert "it has: b, c, d" in error.message
 
 
-def test_a_merged_bundle_takes_no_other_person(tiny_bundle: Path, runs: dict[str, Path]) -> None:
+def test_a_merged_bundle_takes_no_other_person(tiny_bundle: Path, people: dict[str, Path]) -> None:
     assert loading(tiny_bundle).code == "bundle-merged"
     with pytest.raises(PoseCrafterError) as caught:
-        export_person(runs["b"], tiny_bundle, "b")
+        export_person(people["b"], tiny_bundle, "b")
     assert caught.value.code == "bundle-merged"
 
 
-@pytest.mark.parametrize(("code", "name"), [("bundle-exists", "b"), ("person-name", "../b"), ("base-differs", "d")])
+@pytest.mark.parametrize(("code", "name"), [("bundle-exists", "b"), ("person-name", "../b"), ("base-differs", "e")])
 def test_a_person_that_cannot_be_added_leaves_the_bundle_as_it_was(
-    code: str, name: str, shared: Path, runs: dict[str, Path], tiny_run: Path
+    code: str, name: str, shared_bundle: Path, people: dict[str, Path], tiny_run: Path
 ) -> None:
-    before = sorted(shared.rglob("*"))
+    before = sorted(shared_bundle.rglob("*"))
     with pytest.raises(PoseCrafterError) as caught:
-        export_person(tiny_run if code == "base-differs" else runs["b"], shared, name)
+        export_person(tiny_run if code == "base-differs" else people["b"], shared_bundle, name)
     assert caught.value.code == code
-    assert sorted(shared.rglob("*")) == before
+    assert sorted(shared_bundle.rglob("*")) == before
+
+
+def test_a_low_rank_pack_is_thinner_and_loads_as_the_matrices_that_pytorch_merges(
+    shared_bundle: Path, people: dict[str, Path]
+) -> None:
+    folder = shared_bundle / "persons"
+    assert Pack.read(folder / "d").low_rank == LowRank(rank=4, scale=2.0)
+    assert (folder / "d" / WEIGHTS).stat().st_size < 0.6 * (folder / "b" / WEIGHTS).stat().st_size
+    module = exported_copy(make_graphs(Run.read(people["d"]).load())["denoiser"].module, ExportOptions())
+    expected = pack_weights({"denoiser": module}, Manifest.read(shared_bundle).shared)
+    _, found = read_person(Bundle.open(shared_bundle), folder / "d")
+    assert {f"denoiser/{name}" for name in found["denoiser"]} == expected.keys()
+    for name, array in found["denoiser"].items():
+        np.testing.assert_array_max_ulp(array, expected[f"denoiser/{name}"].numpy(), maxulp=1)
+
+
+def test_a_reader_of_full_matrices_alone_finds_another_format_in_a_low_rank_pack(shared_bundle: Path) -> None:
+    formats = [read_json(shared_bundle / "persons" / name / "person.json")["format"] for name in "bd"]
+    assert formats == ["posecrafter-pack-1", "posecrafter-pack-low-rank-1"]
+    assert "low_rank" not in read_json(shared_bundle / "persons" / "b" / "person.json")
+
+
+def _first(tensors: dict[str, np.ndarray], end: str) -> str:
+    return next(name for name in sorted(tensors) if name.endswith(end))
+
+
+@pytest.mark.parametrize(("words", "change"), [
+    ("lacks denoiser/denoiser.", lambda t: t.pop(_first(t, UP))),
+    ("has factors", lambda t: t.update({_first(t, UP): np.zeros((3, 3), np.float32)})),
+    ("has factors", lambda t: t.update({_first(t, DOWN): t[_first(t, DOWN)].astype(np.int32)})),
+    ("not finite", lambda t: t.update({_first(t, DOWN): t[_first(t, DOWN)] * np.float16(np.nan)})),
+    ("twice", lambda t: t.update({_first(t, UP).replace(UP, ".weight"): np.zeros((32, 32), np.float32)})),
+    ("which the graphs do not", lambda t: t.update({f"denoiser/x{end}": np.zeros((4, 4), np.float16)
+                                                    for end in (UP, DOWN)})),
+    ("lacks denoiser/", lambda t: t.pop(_first(t, ".attn_temp.to_out.0.weight"))),
+])  # fmt: skip
+def test_spoilt_factors_are_refused(words: str, change: Any, copied: Path) -> None:
+    spoil_weights(copied / "persons" / "d", change)
+    error = loading(copied, "d")
+    assert error.code == "pack-weights"
+    assert words in error.message
+
+
+@pytest.mark.parametrize("changes", [
+    {"low_rank": {"rank": 0, "scale": 1.0}}, {"low_rank": {"rank": 4}}, {"low_rank": {"rank": 4, "scale": None}},
+    {"format": "posecrafter-pack-1"},
+])  # fmt: skip
+def test_a_low_rank_record_that_is_none_is_refused(changes: dict[str, Any], copied: Path) -> None:
+    reseal(copied / "persons" / "d", **changes)
+    assert loading(copied, "d").code == "pack-format"
+
+
+def test_a_bundle_without_the_bases_matrices_refuses_low_rank_packs_and_names_both_cures(copied: Path) -> None:
+    manifest = Manifest.read(copied)
+    (copied / BASE).unlink()
+    files = {name: entry for name, entry in manifest.files.items() if name != BASE}
+    replace(manifest, files=files).write(copied)
+    error = loading(copied, "d")
+    assert error.code == "bundle-file-missing"
+    assert "export the bundle again" in error.message
+    assert "--full-matrices" in error.message

@@ -9,6 +9,8 @@ import pytest
 from posecrafter.errors import EngineError
 from posecrafter.runtime import engines
 from posecrafter.runtime.engines import choose_engine, open_engine
+from posecrafter.runtime.engines import processor as processor_module
+from posecrafter.runtime.engines.processor import has_bf16
 
 Hide = Callable[..., None]
 
@@ -23,44 +25,90 @@ def hide(monkeypatch: pytest.MonkeyPatch) -> Hide:
     return run
 
 
-def test_auto_takes_openvino_where_it_is_installed(tiny_bundle: Path) -> None:
-    assert choose_engine(tiny_bundle).name == "openvino"
-    assert open_engine("auto", tiny_bundle).name == "openvino"
+@pytest.fixture
+def processor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], Path]:
+    """Let the processor seem to have these flags; returns the file that tells."""
+
+    def flags(words: str) -> Path:
+        path = tmp_path / "cpuinfo"
+        path.write_text(f"processor\t: 0\nmodel name\t: flags of amx_bf16\nflags\t\t: fpu avx2 {words}\n\n")
+        monkeypatch.setattr(processor_module, "CPUINFO", path)
+        return path
+
+    return flags
 
 
-def test_auto_falls_back_to_onnxruntime_and_says_why(tiny_bundle: Path, hide: Hide) -> None:
+@pytest.mark.parametrize("flag", ["amx_bf16", "avx512_bf16"])
+def test_auto_takes_openvino_on_a_cpu_that_multiplies_bf16(
+    flag: str, toy_bundle: Path, processor: Callable[[str], Path]
+) -> None:
+    assert has_bf16(processor(f"avx512f {flag} amx_tile"))
+    assert choose_engine(toy_bundle).name == "openvino"
+    assert open_engine("auto", toy_bundle).name == "openvino"
+
+
+def test_auto_takes_onnxruntime_on_a_cpu_that_does_not_and_says_why(
+    toy_bundle: Path, processor: Callable[[str], Path]
+) -> None:
+    processor("avx512f avx512_bf16x")
+    choice = choose_engine(toy_bundle)
+    assert choice.name == "onnxruntime"
+    assert "no bf16" in choice.passed_over["openvino"]
+    assert "--engine openvino" in choice.passed_over["openvino"]
+    assert open_engine("auto", toy_bundle).name == "onnxruntime"
+
+
+def test_a_processor_that_nothing_tells_of_has_no_bf16(tmp_path: Path) -> None:
+    assert not has_bf16(tmp_path / "nothing")
+    (tmp_path / "arm").write_text("processor : 0\nFeatures : fp asimd bf16\n")
+    assert not has_bf16(tmp_path / "arm")
+
+
+def test_auto_takes_the_other_cpu_engine_where_one_is_not_installed(
+    toy_bundle: Path, hide: Hide, processor: Callable[[str], Path]
+) -> None:
+    processor("amx_bf16")
     hide("openvino")
-    choice = choose_engine(tiny_bundle)
+    choice = choose_engine(toy_bundle)
     assert choice.name == "onnxruntime"
     assert "pip install openvino" in choice.passed_over["openvino"]
-    assert open_engine("auto", tiny_bundle).name == "onnxruntime"
+    processor("")
+    hide("onnxruntime")
+    assert choose_engine(toy_bundle).name == "openvino"
 
 
-def test_an_engine_that_is_not_installed_is_named_with_the_cure(tiny_bundle: Path, hide: Hide) -> None:
+def test_auto_with_a_precision_takes_an_engine_that_can_be_told_one(
+    toy_bundle: Path, processor: Callable[[str], Path]
+) -> None:
+    processor("")
+    assert open_engine("auto", toy_bundle, precision="fp32").name == "openvino"
+
+
+def test_an_engine_that_is_not_installed_is_named_with_the_cure(toy_bundle: Path, hide: Hide) -> None:
     hide("openvino")
     with pytest.raises(EngineError) as caught:
-        open_engine("openvino", tiny_bundle)
+        open_engine("openvino", toy_bundle)
     assert caught.value.code == "engine-missing"
     assert "pip install openvino" in caught.value.message
     assert "--engine auto takes onnxruntime" in caught.value.message
     hide("openvino", "onnxruntime")
     with pytest.raises(EngineError) as caught:
-        open_engine("auto", tiny_bundle)
+        open_engine("auto", toy_bundle)
     assert caught.value.code == "engine-missing"
     assert "pip install onnxruntime" in caught.value.message
 
 
-def test_an_engine_without_plans_names_the_command_that_builds_them(tiny_bundle: Path) -> None:
+def test_an_engine_without_plans_names_the_command_that_builds_them(toy_bundle: Path) -> None:
     with pytest.raises(EngineError) as caught:
-        open_engine("tensorrt-rtx", tiny_bundle)
+        open_engine("tensorrt-rtx", toy_bundle)
     assert caught.value.code == "plan-missing"
-    assert f"posecrafter compile {tiny_bundle} --engine tensorrt-rtx" in caught.value.message
+    assert f"posecrafter compile {toy_bundle} --engine tensorrt-rtx" in caught.value.message
 
 
-def test_an_unknown_engine_and_a_precision_it_does_not_take_are_refused(tiny_bundle: Path) -> None:
+def test_an_unknown_engine_and_a_precision_it_does_not_take_are_refused(toy_bundle: Path) -> None:
     with pytest.raises(EngineError) as caught:
-        open_engine("abacus", tiny_bundle)
+        open_engine("abacus", toy_bundle)
     assert caught.value.code == "engine-unknown"
     with pytest.raises(EngineError) as caught:
-        open_engine("onnxruntime", tiny_bundle, precision="bf16")
+        open_engine("onnxruntime", toy_bundle, precision="bf16")
     assert caught.value.code == "engine-precision"

@@ -1,0 +1,92 @@
+"""`posecrafter inspect` on what `posecrafter compile` built."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from posecrafter.cli import app
+from posecrafter.files import read_json, write_json
+
+RTX, OPENVINO = "tensorrt-rtx-sm89", "openvino-"
+
+
+def run(*words: Any) -> Result:
+    done = CliRunner().invoke(app, [str(word) for word in words], env={"COLUMNS": "220"})
+    assert done.exit_code == 0, done.output
+    return done
+
+
+@pytest.fixture(scope="module")
+def compiled(toy_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The toy bundle compiled for passes of 3 frames by two engines. Not to be changed."""
+    bundle = Path(shutil.copytree(toy_bundle, tmp_path_factory.mktemp("inspect") / "bundle"))
+    told = json.loads(run("compile", bundle, "--engine", "openvino", "--frames", 3, "--json").stdout.splitlines()[-1])
+    assert told["built"]
+    words = run("compile", bundle, "--engine", "tensorrt-rtx", "--target", "sm89", "--frames", 3).stdout
+    assert "built; tensorrt-rtx 1." in words
+    assert "1 fused attentions" in words
+    return bundle
+
+
+@pytest.fixture
+def bundle(compiled: Path, tmp_path: Path) -> Path:
+    """A copy of it, to spoil."""
+    return Path(shutil.copytree(compiled, tmp_path / "bundle"))
+
+
+def engine_json(bundle: Path) -> Path:
+    return bundle / "engines" / RTX / "engine.json"
+
+
+def test_the_table_tells_engine_builder_sizes_bytes_hash_and_parity(compiled: Path) -> None:
+    shown = run("inspect", compiled).stdout
+    record = read_json(engine_json(compiled))
+    lines = [line for line in shown.splitlines() if RTX in line]
+    assert len(lines) == 4
+    for line, (graph, (part,)) in zip(lines, record["graphs"].items(), strict=True):
+        assert graph in line
+        assert part["sha256"][:12] in line
+        assert f"{part['bytes'] / 2**20:.1f}" in line
+        assert f"{record['version']}, fp16" in line
+    assert "frames 3" in shown
+    assert "compiled; every file verified" in shown
+    openvino = [line for line in shown.splitlines() if OPENVINO in line and "denoiser" in line]
+    assert openvino
+    assert all("e-0" in line for line in openvino)  # its distance from ONNX Runtime, as 1.2e-03
+
+
+def test_json_holds_the_manifest_and_every_engines_record(compiled: Path) -> None:
+    told = json.loads(run("inspect", compiled, "--json").stdout)
+    assert told["kind"] == "merged"
+    assert told["persons"] == {}
+    assert set(told["files"]) >= {"graphs/denoiser.onnx"}
+    rtx = told["engines"][RTX]
+    raw = {name: value for name, value in read_json(engine_json(compiled)).items() if not name.startswith("format")}
+    assert rtx == raw
+    (name,) = told["engines"].keys() - {RTX}
+    assert name.startswith(OPENVINO)
+    assert 0 < told["engines"][name]["parity"]["denoiser"] < 1e-2
+
+
+def test_an_engine_that_cannot_be_used_is_shown_with_the_reason(bundle: Path) -> None:
+    plan = bundle / "engines" / RTX / "denoiser.plan"
+    plan.write_bytes(plan.read_bytes()[:-1])
+    told = json.loads(run("inspect", bundle, "--json").stdout)["engines"]
+    assert told[RTX].startswith("error[plan-altered]")
+    assert f"posecrafter compile {bundle} --engine tensorrt-rtx" in told[RTX]
+    assert f"{RTX}: {told[RTX]}\n" in run("inspect", bundle).stdout
+    assert len(told) == 2
+
+
+def test_an_engine_built_from_another_graph_is_marked(bundle: Path) -> None:
+    record = read_json(engine_json(bundle))
+    write_json(engine_json(bundle), {**record, "sources": {**record["sources"], "denoiser": "0" * 64}})
+    stale = [line for line in run("inspect", bundle).stdout.splitlines() if "compile again" in line]
+    assert len(stale) == 1
+    assert "denoiser" in stale[0]
