@@ -7,6 +7,7 @@ from nothing, drew held-out people at 20.6 dB after 93 such steps, and at 20.4 d
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -50,22 +51,28 @@ class Muon(torch.optim.Optimizer):
         if closure is not None:
             raise ValueError("Muon takes no closure")
         for group in self.param_groups:
+            rate, alike = group["lr"], defaultdict[tuple[int, int], list[nn.Parameter]](list)
             for weight in group["params"]:
                 if weight.grad is None:
                     continue
-                weight.mul_(1 - group["lr"] * group["weight_decay"])
-                update = _matrix_update if weight.ndim >= 2 else _vector_update
-                weight.add_(update(weight.grad, self.state[weight]), alpha=-group["lr"])
+                weight.mul_(1 - rate * group["weight_decay"])
+                if weight.ndim >= 2:
+                    alike[len(weight), weight[0].numel()].append(weight)
+                else:
+                    weight.add_(_vector_update(weight.grad, self.state[weight]), alpha=-rate)
+            for shape, weights in alike.items():
+                # Matrices of one shape together: many of them are too small to keep a processor busy alone.
+                ahead = torch.stack([_ahead(w.grad, self.state[w]).reshape(shape) for w in weights])
+                for weight, update in zip(weights, orthogonalise(ahead), strict=True):
+                    weight.add_(update.reshape(weight.shape), alpha=-rate * LIKE_ADAM * max(shape) ** 0.5)
 
 
-def _matrix_update(gradient: Tensor, state: dict[str, Any]) -> Tensor:
+def _ahead(gradient: Tensor, state: dict[str, Any]) -> Tensor:
+    """Nesterov's look ahead along the momentum, which it updates."""
     momentum = state.setdefault("momentum", torch.zeros_like(gradient))
     state.setdefault("step", torch.tensor(0.0)).add_(1)
     momentum.mul_(MOMENTUM).add_(gradient)
-    ahead = gradient.add(momentum, alpha=MOMENTUM)
-    rows = ahead.reshape(len(ahead), -1)
-    scale = LIKE_ADAM * max(rows.shape) ** 0.5
-    return orthogonalise(rows).mul_(scale).reshape(ahead.shape)
+    return gradient.add(momentum, alpha=MOMENTUM)
 
 
 def _vector_update(gradient: Tensor, state: dict[str, Any]) -> Tensor:
@@ -77,22 +84,23 @@ def _vector_update(gradient: Tensor, state: dict[str, Any]) -> Tensor:
     return mean.div(1 - BETAS[0] ** step) / square.div(1 - BETAS[1] ** step).sqrt().add_(1e-8)
 
 
-def orthogonalise(matrix: Tensor) -> Tensor:
-    """The matrix [m, n] with its singular values moved to about 1 (0.7 to 1.2), fp32.
+def orthogonalise(matrices: Tensor) -> Tensor:
+    """Matrices [..., m, n] with their singular values moved to about 1 (0.7 to 1.2), fp32.
 
     Newton-Schulz iterations X <- aX + b(XX')X + c(XX')(XX')X. They change X by a factor from the left that is a
     polynomial of G = XX', so they run on [min(m, n), min(m, n)] matrices and touch the wide one only twice.
     """
-    wide = matrix.float() if matrix.shape[0] <= matrix.shape[1] else matrix.float().T
-    gram = wide @ wide.T
-    size = gram.diagonal().sum().sqrt() + 1e-7
+    tall = matrices.shape[-2] > matrices.shape[-1]
+    wide = matrices.float().mT if tall else matrices.float()
+    gram = wide @ wide.mT
+    size = gram.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None].sqrt() + 1e-7
     gram = gram / size.square()
     a, b, c = COEFFICIENTS
-    identity = torch.eye(len(gram), device=gram.device)
+    identity = torch.eye(gram.shape[-1], device=gram.device)
     factor = identity
     for _ in range(ITERATIONS):
         polynomial = a * identity + b * gram + c * (gram @ gram)
         factor = polynomial @ factor
         gram = polynomial @ gram @ polynomial
     result = (factor / size) @ wide
-    return result if matrix.shape[0] <= matrix.shape[1] else result.T
+    return result.mT if tall else result

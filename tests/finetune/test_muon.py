@@ -30,6 +30,23 @@ def test_small_gram_matrices_give_what_iterating_on_the_matrix_gives() -> None:
     torch.testing.assert_close(orthogonalise(matrix.float()), expected.float(), rtol=1e-4, atol=1e-5)
 
 
+def test_weights_of_one_shape_do_not_mix() -> None:
+    torch.manual_seed(4)
+    gradients = [torch.randn(6, 2, 3), torch.randn(6, 6), torch.randn(3, 6)]
+
+    def stepped(chosen: list[int]) -> list[nn.Parameter]:
+        weights = [nn.Parameter(torch.zeros_like(gradients[index])) for index in chosen]
+        for weight, index in zip(weights, chosen, strict=True):
+            weight.grad = gradients[index].clone()
+        Muon(weights, lr=0.1).step()
+        return weights
+
+    together = stepped([0, 1, 2])
+    alone = [stepped([index])[0] for index in range(3)]
+    for one, other in zip(together, alone, strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def test_a_matrix_of_zeros_stays_one() -> None:
     assert orthogonalise(torch.zeros(3, 5)).abs().max() == 0
 
