@@ -7,7 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -37,12 +37,25 @@ class Native:
 
     def render(self, bundle: Path, poses: Path, out: Path, engine: str = "onnxruntime", **words: Any) -> dict[str, Any]:
         """Plan, maps [M, H, W, 3], latents [M, L * h * w] and frames [M, H, W, 3] of one request."""
+        self._dump_on(engine, bundle, poses, out, words)
+        return self._rendered(out)
+
+    def render_people(
+        self, people: Sequence[str | Path], bundle: Path, poses: Path, out: Path, engine: str, **words: Any
+    ) -> list[dict[str, Any]]:
+        """The same of one session for one person after another; "" is the bundle's own."""
+        self._dump_on(engine, bundle, poses, out, {**words, "persons": ",".join(map(str, people))})
+        return [self._rendered(out / str(index)) for index in range(len(people))]
+
+    def _dump_on(self, engine: str, bundle: Path, poses: Path, out: Path, words: dict[str, Any]) -> None:
         out.mkdir(parents=True, exist_ok=True)
         if engine == "fake":
             engine = str(self.build / "tests/native/fake_engine.so")
         library = {"onnxruntime": self.onnxruntime, "openvino": self.openvino}.get(engine, "")
         code, message = self.dump(bundle, poses=poses, out=out, engine=engine, library=library, **words)
         assert not code, f"{code}: {message}"
+
+    def _rendered(self, out: Path) -> dict[str, Any]:
         plan = json.loads((out / "plan.json").read_text())
         width, height = map(int, plan["size"].split("x"))
         pictures = (plan["frames"], height, width, 3)
@@ -83,11 +96,13 @@ class Library:
         self._c.pc_poses_free.restype = None
         self._fake_engine = str(build / "tests/native/fake_engine.so").encode()
 
-    def open(self, bundle: Path) -> str:
-        """Open and close a bundle: the code of the refusal, or ""."""
+    def open(self, bundle: Path, person: str | Path | None = None) -> str:
+        """Open a bundle, load a person where one is named, close: the code of the refusal, or ""."""
         session, options = ctypes.c_void_p(), Options(engine=self._fake_engine)
         options.struct_size = ctypes.sizeof(options)
         failed = self._c.pc_open(str(bundle).encode(), ctypes.byref(options), ctypes.byref(session))
+        if not failed and person is not None:
+            failed = self._c.pc_load_person(session, str(person).encode())
         code: str = self._c.pc_last_error_code().decode()
         assert bool(failed) == bool(code)
         self._c.pc_close(ctypes.byref(session))
