@@ -202,3 +202,59 @@ def write_made_up_bundle(folder: Path, width: int = 64, height: int = 64, style:
         files=Manifest.entries(folder),
     ).write(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def pocket_people(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The pocket base exported once for two people, its own and "eve": painted clips, weights a little off the base's.
+
+    Without the export's comparison with PyTorch, which is the export's own to test.
+    """
+    from posecrafter.export.export import ExportOptions, export_bundle
+    from posecrafter.export.shared import export_person
+    from posecrafter.finetune.base import load_base
+    from posecrafter.pocket.weights import FOLDER
+
+    if not (FOLDER / "unet").exists():
+        pytest.skip("no weights in pocket/weights")
+    folder, base = tmp_path_factory.mktemp("pocket"), load_base(FOLDER)
+    own, eve = (write_untuned_run(folder / name, base, seed) for seed, name in ((3, "own"), (5, "eve")))
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("export", "shared"):
+            patch.setattr(f"posecrafter.export.{module}.check_parity", lambda *_: {})
+        bundle = export_bundle(own, folder / "bundle", options=ExportOptions(shared=True))
+        export_person(eve, bundle, "eve")
+    return bundle
+
+
+def write_untuned_run(folder: Path, base: Any, seed: int) -> Path:
+    """What `finetune` leaves, after noise in place of training."""
+    import torch
+
+    from posecrafter.finetune.person import Person
+    from posecrafter.finetune.run_folder import RunFolder
+    from posecrafter.finetune.trainable import trained_names
+    from posecrafter.pocket.figures import clip
+
+    squares = np.random.default_rng(seed).integers(90, 160, (6, 8, 8, 3), dtype=np.uint8)
+    frames, track, prompt = clip(seed, squares, frames=6)
+    generator, weights = torch.Generator().manual_seed(seed), dict(base.denoiser.named_parameters())
+    changed = {
+        name: weights[name].detach() + 0.02 * torch.randn(weights[name].shape, generator=generator)
+        for name in trained_names(base.denoiser, "method")
+    }
+    record = {
+        "base": {"source": str(base.source), "controlnet": None, "sha256": base.sha256},
+        "width": track.width,
+        "height": track.height,
+        "frames": len(track),
+        "fps": 25.0,
+        "prompt": prompt,
+        "pose_style": base.pose_style,
+        "steps": 0,
+    }
+    folder.mkdir()
+    with torch.inference_mode():
+        latents = base.encode_frames(torch.from_numpy(frames))
+    RunFolder(folder).finish(Person(changed, "full", base.sha256), track, latents, record)
+    return folder
