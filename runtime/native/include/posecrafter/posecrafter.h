@@ -66,7 +66,8 @@ typedef struct pc_options {
     const char* engine;         /* "onnxruntime", "openvino", "tensorrt", or the path of a module; NULL or "auto": the
                                    first of openvino and onnxruntime that opens */
     const char* engine_library; /* the engine's own library, "/.../libonnxruntime.so.1"; NULL: the loader's path */
-    const char* device;         /* "cpu"; for onnxruntime also "cuda", "tensorrt"; NULL: the engine's default */
+    const char* device;         /* "cpu"; for onnxruntime also "cuda", "tensorrt"; for tensorrt "cuda" or "cuda:1", ...;
+                                   NULL: the engine's default */
     const char* precision;      /* of openvino's arithmetic, "fp32" or "bf16"; NULL: the engine's default */
 } pc_options;
 
@@ -256,7 +257,8 @@ static inline void pc_output_init(pc_output* output) {
 
 /* Render a request. output: NULL where the preview callback takes the frames.
  * Codes: those of pc_plan, "buffer-size", "cancelled", "engine-load", "engine-run", "engine-memory",
- * "nan-latents". */
+ * "nan-latents"; of the engine tensorrt also "plan-missing", "plan-record", "plan-version", "plan-stale",
+ * "plan-target", "plan-altered", "plan-size". */
 PC_API pc_status pc_render(pc_session* session, const pc_request* request, const pc_output* output);
 
 /* Draw the control images of the request's poses at the bundle's size, in the bundle's style: uint8 RGB [M, H, W, 3]
