@@ -142,6 +142,7 @@ void calls_from_inside(Fixture& f) {
         pc_planned* plan = nullptr;
         const pc_request inner = fixture.request();
         REFUSED("session-busy", pc_plan(fixture.session, &inner, &plan));
+        REFUSED("session-busy", pc_load_person(fixture.session, nullptr));
         REFUSED("session-busy", pc_close(&fixture.session));
         return 0;
     };

@@ -179,12 +179,19 @@ int index_of(const std::string& device) {
     return std::stoi(device.substr(5));
 }
 
-std::string version_of(void* library) {
+// The library's release, "11.4.0.33". Its objects are called through tables that the headers lay out, so a release is
+// taken only if these are the same and hold everything that is used here.
+std::string checked_version(void* library) {
+    std::vector<std::int32_t> parts;
     std::string version;
     for (const char* part : {"Major", "Minor", "Patch", "Build"}) {
         const std::string name = std::string("getInferLib") + part + "Version";
-        version += (version.empty() ? "" : ".") + std::to_string(find<std::int32_t()>(library, name.c_str())());
+        parts.push_back(find<std::int32_t()>(library, name.c_str())());
+        version += (version.empty() ? "" : ".") + std::to_string(parts.back());
     }
+    if (parts[0] != NV_TENSORRT_MAJOR || (parts[0] == 10 && parts[1] < 8))
+        throw Failure("engine-version", "this module is for TensorRT " + std::to_string(NV_TENSORRT_MAJOR) +
+                                            ", 10.8 at least; the library is " + version);
     return version;
 }
 
@@ -195,10 +202,7 @@ TensorRt* make_engine(const pc_engine_options& wanted) {
         throw Failure("engine-precision", "a plan has the precision it was built in; leave precision out");
     const std::string numbered = "libnvinfer.so." + std::to_string(NV_TENSORRT_MAJOR);
     void* library = open_library(wanted.library, {numbered.c_str(), "libnvinfer.so"}, "TensorRT");
-    const std::string version = version_of(library);
-    if (!version.starts_with(std::to_string(NV_TENSORRT_MAJOR) + "."))
-        throw Failure("engine-version", "this module is for TensorRT " + std::to_string(NV_TENSORRT_MAJOR) +
-                                            ", the library is " + version + "; build one from the other's headers");
+    const std::string version = checked_version(library);
     auto engine = std::make_unique<TensorRt>();
     engine->index = index;
     engine->device = "cuda:" + std::to_string(index);
@@ -211,7 +215,8 @@ TensorRt* make_engine(const pc_engine_options& wanted) {
     engine->target = "sm" + std::to_string(major) + std::to_string(minor);
     cuda.check(cuda.cudaStreamCreate(&engine->stream), "engine-device", device);
     const auto create = find<decltype(::createInferRuntime_INTERNAL)>(library, "createInferRuntime_INTERNAL");
-    engine->runtime.reset(static_cast<nvinfer1::IRuntime*>(create(&engine->logger, NV_TENSORRT_VERSION)));
+    nvinfer1::ILogger* logger = &engine->logger;
+    engine->runtime.reset(static_cast<nvinfer1::IRuntime*>(create(logger, NV_TENSORRT_VERSION)));
     if (!engine->runtime) throw Failure("engine-load", "TensorRT does not start: " + engine->logger.last());
     return engine.release();
 }
@@ -284,7 +289,7 @@ Tensor* run(Graph& graph, const char* const* names, void* const* inputs, std::si
             graph.did(false, "tell the shape of " + name);
         auto tensor = std::make_unique<Tensor>(graph.engine, Shape(sides.d, sides.d + sides.nbDims), sizeof(float));
         graph.did(context.setTensorAddress(name.c_str(), tensor->pointer), "take an output");
-        name == output ? wanted = std::move(tensor) : made.emplace_back(std::move(tensor));
+        (name == output ? wanted : made.emplace_back()) = std::move(tensor);
     }
     if (!wanted) graph.did(false, std::string("find the output ") + output);
     graph.did(context.enqueueV3(graph.engine.stream), "run");
