@@ -7,7 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -37,12 +37,25 @@ class Native:
 
     def render(self, bundle: Path, poses: Path, out: Path, engine: str = "onnxruntime", **words: Any) -> dict[str, Any]:
         """Plan, maps [M, H, W, 3], latents [M, L * h * w] and frames [M, H, W, 3] of one request."""
+        self._dump_on(engine, bundle, poses, out, words)
+        return self._rendered(out)
+
+    def render_people(
+        self, people: Sequence[str | Path], bundle: Path, poses: Path, out: Path, engine: str, **words: Any
+    ) -> list[dict[str, Any]]:
+        """The same of one session for one person after another; "" is the bundle's own."""
+        self._dump_on(engine, bundle, poses, out, {**words, "persons": ",".join(map(str, people))})
+        return [self._rendered(out / str(index)) for index in range(len(people))]
+
+    def _dump_on(self, engine: str, bundle: Path, poses: Path, out: Path, words: dict[str, Any]) -> None:
         out.mkdir(parents=True, exist_ok=True)
         if engine == "fake":
             engine = str(self.build / "tests/native/fake_engine.so")
         library = {"onnxruntime": self.onnxruntime, "openvino": self.openvino}.get(engine, "")
         code, message = self.dump(bundle, poses=poses, out=out, engine=engine, library=library, **words)
         assert not code, f"{code}: {message}"
+
+    def _rendered(self, out: Path) -> dict[str, Any]:
         plan = json.loads((out / "plan.json").read_text())
         width, height = map(int, plan["size"].split("x"))
         pictures = (plan["frames"], height, width, 3)
@@ -83,11 +96,13 @@ class Library:
         self._c.pc_poses_free.restype = None
         self._fake_engine = str(build / "tests/native/fake_engine.so").encode()
 
-    def open(self, bundle: Path) -> str:
-        """Open and close a bundle: the code of the refusal, or ""."""
+    def open(self, bundle: Path, person: str | Path | None = None) -> str:
+        """Open a bundle, load a person where one is named, close: the code of the refusal, or ""."""
         session, options = ctypes.c_void_p(), Options(engine=self._fake_engine)
         options.struct_size = ctypes.sizeof(options)
         failed = self._c.pc_open(str(bundle).encode(), ctypes.byref(options), ctypes.byref(session))
+        if not failed and person is not None:
+            failed = self._c.pc_load_person(session, str(person).encode())
         code: str = self._c.pc_last_error_code().decode()
         assert bool(failed) == bool(code)
         self._c.pc_close(ctypes.byref(session))
@@ -186,4 +201,60 @@ def write_made_up_bundle(folder: Path, width: int = 64, height: int = 64, style:
         network_width=32,
         files=Manifest.entries(folder),
     ).write(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pocket_people(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The pocket base exported once for two people, its own and "eve": painted clips, weights a little off the base's.
+
+    Without the export's comparison with PyTorch, which is the export's own to test.
+    """
+    from posecrafter.export.export import ExportOptions, export_bundle
+    from posecrafter.export.shared import export_person
+    from posecrafter.finetune.base import load_base
+    from posecrafter.pocket.weights import FOLDER
+
+    if not (FOLDER / "unet").exists():
+        pytest.skip("no weights in pocket/weights")
+    folder, base = tmp_path_factory.mktemp("pocket"), load_base(FOLDER)
+    own, eve = (write_untuned_run(folder / name, base, seed) for seed, name in ((3, "own"), (5, "eve")))
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("export", "shared"):
+            patch.setattr(f"posecrafter.export.{module}.check_parity", lambda *_: {})
+        bundle = export_bundle(own, folder / "bundle", options=ExportOptions(shared=True))
+        export_person(eve, bundle, "eve")
+    return bundle
+
+
+def write_untuned_run(folder: Path, base: Any, seed: int) -> Path:
+    """What `finetune` leaves, after noise in place of training."""
+    import torch
+
+    from posecrafter.finetune.person import Person
+    from posecrafter.finetune.run_folder import RunFolder
+    from posecrafter.finetune.trainable import trained_names
+    from posecrafter.pocket.figures import clip
+
+    squares = np.random.default_rng(seed).integers(90, 160, (6, 8, 8, 3), dtype=np.uint8)
+    frames, track, prompt = clip(seed, squares, frames=6)
+    generator, weights = torch.Generator().manual_seed(seed), dict(base.denoiser.named_parameters())
+    changed = {
+        name: weights[name].detach() + 0.02 * torch.randn(weights[name].shape, generator=generator)
+        for name in trained_names(base.denoiser, "method")
+    }
+    record = {
+        "base": {"source": str(base.source), "controlnet": None, "sha256": base.sha256},
+        "width": track.width,
+        "height": track.height,
+        "frames": len(track),
+        "fps": 25.0,
+        "prompt": prompt,
+        "pose_style": base.pose_style,
+        "steps": 0,
+    }
+    folder.mkdir()
+    with torch.inference_mode():
+        latents = base.encode_frames(torch.from_numpy(frames))
+    RunFolder(folder).finish(Person(changed, "full", base.sha256), track, latents, record)
     return folder

@@ -1,11 +1,14 @@
 // What the comparison with Python runs: plan, control images, latents and frames of one request, written to files.
 //     native_dump BUNDLE [poses=FILE] [out=FOLDER] [engine=..] [library=..] [threads=..] [steps=..] ...
-// Without poses it only opens the bundle. Prints the code of a refusal and exits with 2.
+// Without poses it only opens the bundle. persons=A,,B loads A, the bundle's own and B one after another and writes
+// what is rendered for each to FOLDER/0, FOLDER/1, ... Prints the code of a refusal and exits with 2.
 #include <cstdio>
 #include <cstdlib>
+#include <filesystem>
 #include <fstream>
 #include <map>
 #include <posecrafter/posecrafter.hpp>
+#include <sstream>
 
 namespace {
 
@@ -13,6 +16,28 @@ using Words = std::map<std::string, std::string>;
 
 void save(const std::string& path, const void* data, std::size_t bytes) {
     std::ofstream(path, std::ios::binary).write(static_cast<const char*>(data), static_cast<std::streamsize>(bytes));
+}
+
+// Plan, control images, latents and frames of one request.
+void render(posecrafter::Session& session, const posecrafter::Request& request, const std::string& out) {
+    const std::string plan = session.plan(request).view().json;
+    save(out + "/plan.json", plan.data(), plan.size());
+    const posecrafter::Video maps = session.draw(request);
+    save(out + "/maps.u8", maps.data.data(), maps.data.size());
+    const pc_description about = session.description();
+    const std::size_t cells =
+        std::size_t(about.height / about.latent_factor) * std::size_t(about.width / about.latent_factor);
+    std::vector<float> latents(std::size_t(maps.frames) * std::size_t(about.latent_channels) * cells);
+    std::vector<std::uint8_t> frames(maps.data.size());
+    pc_output output;
+    pc_output_init(&output);
+    output.frames = frames.data();
+    output.frames_bytes = frames.size();
+    output.latents = latents.data();
+    output.latents_bytes = latents.size() * sizeof(float);
+    posecrafter::check(pc_render(session.get(), &request, &output));
+    save(out + "/latents.f32", latents.data(), output.latents_bytes);
+    save(out + "/frames.u8", frames.data(), frames.size());
 }
 
 void run(const std::string& bundle, Words words) {
@@ -40,25 +65,16 @@ void run(const std::string& bundle, Words words) {
     request.decode_chunk = static_cast<std::int32_t>(number("decode_chunk", 8));
     request.seed = static_cast<std::uint64_t>(number("seed", 0));
     request.memory = static_cast<std::uint64_t>(number("memory", 0));
-    const std::string plan = session.plan(request).view().json;
     if (!words.count("out")) return;
-    save(words["out"] + "/plan.json", plan.data(), plan.size());
-    const posecrafter::Video maps = session.draw(request);
-    save(words["out"] + "/maps.u8", maps.data.data(), maps.data.size());
-    const pc_description about = session.description();
-    const std::size_t cells =
-        std::size_t(about.height / about.latent_factor) * std::size_t(about.width / about.latent_factor);
-    std::vector<float> latents(std::size_t(maps.frames) * std::size_t(about.latent_channels) * cells);
-    std::vector<std::uint8_t> frames(maps.data.size());
-    pc_output output;
-    pc_output_init(&output);
-    output.frames = frames.data();
-    output.frames_bytes = frames.size();
-    output.latents = latents.data();
-    output.latents_bytes = latents.size() * sizeof(float);
-    posecrafter::check(pc_render(session.get(), &request, &output));
-    save(words["out"] + "/latents.f32", latents.data(), output.latents_bytes);
-    save(words["out"] + "/frames.u8", frames.data(), frames.size());
+    if (!words.count("persons")) return render(session, request, words["out"]);
+    std::stringstream persons(words["persons"] + ",");
+    std::string person;
+    for (int i = 0; std::getline(persons, person, ','); ++i) {
+        const std::string out = words["out"] + "/" + std::to_string(i);
+        std::filesystem::create_directories(out);
+        person.empty() ? session.load_person() : session.load_person(person);
+        render(session, request, out);
+    }
 }
 
 }  // namespace

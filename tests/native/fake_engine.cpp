@@ -1,9 +1,12 @@
 // An engine of a few lines, with the graphs of a bundle as plain arithmetic. Its device says what shall go wrong:
-// "cpu" nothing, "nan" the latents, "run" a run, "load" a graph.
+// "cpu" nothing, "nan" the latents, "run" a run, "load" a graph. A denoiser's file that reads "inputs A B" has the
+// inputs A and B besides the usual ones, as a shared bundle's has a person's weights.
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdio>
 #include <filesystem>
+#include <fstream>
 #include <map>
 #include <string>
 #include <vector>
@@ -22,9 +25,11 @@ struct Engine {
 struct Graph {
     Engine* engine;
     std::string name;
-    std::vector<const char*> inputs;
+    std::vector<std::string> inputs;
 };
 using Inputs = std::map<std::string, const Tensor*>;
+
+std::atomic<int> uploads{0};
 
 std::size_t size_of(const std::vector<std::int64_t>& shape) {
     std::size_t size = 1;
@@ -36,6 +41,21 @@ void* fail(pc_engine_failure* failure, const char* code) {
     std::snprintf(failure->code, sizeof failure->code, "%s", code);
     std::snprintf(failure->message, sizeof failure->message, "the fake engine was asked to fail");
     return nullptr;
+}
+
+std::vector<std::string> more_inputs(const std::string& stem) {
+    std::ifstream file(stem + ".onnx");
+    std::vector<std::string> names;
+    std::string word;
+    if (file >> word && word == "inputs")
+        while (file >> word) names.push_back(word);
+    return names;
+}
+
+// Whole halves of the tests: sign, exponent and mantissa of a finite number that is not tiny.
+float from_half(std::uint16_t bits) {
+    const float size = std::ldexp(static_cast<float>(1024 + (bits & 1023)), ((bits >> 10) & 31) - 25);
+    return bits & 0x8000 ? -size : size;
 }
 
 float mean(const Tensor& tensor) {
@@ -54,7 +74,7 @@ Tensor encode(const Tensor& images) {
     return out;
 }
 
-Tensor step(Inputs& in, bool broken) {
+Tensor step(Inputs& in, const std::vector<std::string>& names, bool broken) {
     Tensor out = *in["x"];
     const float pose = mean(*in["pose_features"]) * in["control_scale"]->values[0];
     const std::size_t words = in["text"]->values.size() / in["weight"]->values.size();
@@ -62,6 +82,8 @@ Tensor step(Inputs& in, bool broken) {
     for (std::size_t b = 0; b < in["weight"]->values.size(); ++b)
         eps += in["weight"]->values[b] * (std::sin(in["timestep"]->values[0]) + in["text"]->values[b * words]);
     for (float& x : out.values) x = in["a"]->values[0] * x + in["b"]->values[0] * (eps + pose + 0.01F * x);
+    for (std::size_t i = 8; i < names.size(); ++i)
+        for (float& x : out.values) x += 0.01F * static_cast<float>(i) * mean(*in[names[i]]);
     if (broken) out.values[3] = NAN;
     return out;
 }
@@ -95,18 +117,25 @@ const pc_engine_module module{
         if (engine->device == "load") return fail(failure, "engine-load");
         if (name == "pose_encoder") return new Graph{engine, name, {"control_images"}};
         if (name == "vae_decoder") return new Graph{engine, name, {"latents"}};
-        return new Graph{engine, name, {"x", "timestep", "a", "b", "text", "weight", "pose_features", "control_scale"}};
+        auto* graph =
+            new Graph{engine, name, {"x", "timestep", "a", "b", "text", "weight", "pose_features", "control_scale"}};
+        for (const std::string& more : more_inputs(path)) graph->inputs.push_back(more);
+        return graph;
     },
     .unload = [](void* graph) { delete static_cast<Graph*>(graph); },
     .input = [](void* raw, std::size_t index) -> const char* {
         const auto& inputs = static_cast<Graph*>(raw)->inputs;
-        return index < inputs.size() ? inputs[index] : nullptr;
+        return index < inputs.size() ? inputs[index].c_str() : nullptr;
     },
     .upload = [](void*, int type, const void* data, const std::int64_t* shape, std::size_t rank,
                  pc_engine_failure*) -> void* {
         auto* tensor = new Tensor{{shape, shape + rank}, {}};
         const std::size_t size = size_of(tensor->shape);
-        if (type == PC_ENGINE_INT64)
+        ++uploads;
+        if (type == PC_ENGINE_FLOAT16)
+            for (std::size_t i = 0; i < size; ++i)
+                tensor->values.push_back(from_half(static_cast<const std::uint16_t*>(data)[i]));
+        else if (type == PC_ENGINE_INT64)
             tensor->values.assign(static_cast<const std::int64_t*>(data),
                                   static_cast<const std::int64_t*>(data) + size);
         else
@@ -121,7 +150,7 @@ const pc_engine_module module{
         for (std::size_t i = 0; i < count; ++i) in[names[i]] = static_cast<const Tensor*>(inputs[i]);
         if (graph->name == "pose_encoder") return new Tensor(encode(*in["control_images"]));
         if (graph->name == "vae_decoder") return new Tensor(decode(*in["latents"]));
-        return new Tensor(step(in, graph->engine->device == "nan"));
+        return new Tensor(step(in, graph->inputs, graph->engine->device == "nan"));
     },
     .download = [](void*, void* raw, float* data, std::size_t count, pc_engine_failure* failure) -> int {
         const auto* tensor = static_cast<Tensor*>(raw);
@@ -133,6 +162,11 @@ const pc_engine_module module{
 };
 
 }  // namespace
+
+// How many tensors were copied in so far, by all engines.
+extern "C" __attribute__((visibility("default"))) int fake_engine_uploads() {
+    return uploads;
+}
 
 extern "C" __attribute__((visibility("default"))) const pc_engine_module* pc_engine_module_v1() {
     return &module;

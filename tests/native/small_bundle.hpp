@@ -1,4 +1,5 @@
-// A bundle made up on the spot for the fake engine: 64x64, 6 training frames, at most 9 frames a pass.
+// A bundle made up on the spot for the fake engine: 64x64, 6 training frames, at most 9 frames a pass; a shared one
+// also holds the packs of "ann" and "bob", with 5 training frames each and weights of their own.
 #pragma once
 
 #include <filesystem>
@@ -8,7 +9,9 @@
 // Removed when it goes out of scope.
 class SmallBundle {
   public:
-    SmallBundle();
+    enum class Kind { merged, shared };
+
+    explicit SmallBundle(Kind kind = Kind::merged);
     SmallBundle(const SmallBundle&) = delete;
     SmallBundle& operator=(const SmallBundle&) = delete;
     ~SmallBundle();

@@ -124,9 +124,3 @@ def test_a_malformed_bundle_has_one_code_in_both(name: str, library: Any, write_
     expected = python_code(folder)
     assert expected
     assert library.open(folder) == expected
-
-
-def test_a_bundle_whose_graphs_take_the_person_is_refused(library: Any, write_bundle: Any, tmp_path: Path) -> None:
-    folder = write_bundle(tmp_path / "bundle")
-    edit_manifest(lambda values: values.update(kind="shared"))(folder)
-    assert library.open(folder) == "bundle-shared"

@@ -51,7 +51,7 @@ void null_pointers(Fixture& f) {
     REFUSED("null-argument", pc_open(f.bundle.path().c_str(), &f.options, nullptr));
     REFUSED("null-argument", pc_describe(nullptr, &about));
     REFUSED("null-argument", pc_describe(f.session, nullptr));
-    REFUSED("null-argument", pc_load_person(f.session, nullptr));
+    REFUSED("null-argument", pc_load_person(nullptr, "somebody"));
     REFUSED("null-argument", pc_plan(nullptr, &request, &plan));
     REFUSED("null-argument", pc_plan(f.session, nullptr, &plan));
     REFUSED("null-argument", pc_plan(f.session, &request, nullptr));
@@ -142,6 +142,7 @@ void calls_from_inside(Fixture& f) {
         pc_planned* plan = nullptr;
         const pc_request inner = fixture.request();
         REFUSED("session-busy", pc_plan(fixture.session, &inner, &plan));
+        REFUSED("session-busy", pc_load_person(fixture.session, nullptr));
         REFUSED("session-busy", pc_close(&fixture.session));
         return 0;
     };
@@ -162,6 +163,7 @@ void engines(Fixture& f) {
     refused("engine-unknown", "abacus", nullptr, nullptr);
     refused("engine-missing", "/nowhere/engine.so", nullptr, nullptr);
     refused("engine-version", OLD_ONNXRUNTIME, nullptr, nullptr);
+    refused("engine-version", OLD_MODULE, nullptr, nullptr);
     refused("engine-missing", "onnxruntime", "/nowhere/libonnxruntime.so", nullptr);
     refused("engine-missing", "onnxruntime", FAKE_ENGINE, nullptr);
     refused("engine-version", "onnxruntime", OLD_ONNXRUNTIME, nullptr);
@@ -175,6 +177,7 @@ void closed_sessions(Fixture& f) {
     const pc_request request = f.request();
     const pc_output output = f.output();
     REFUSED("bundle-merged", pc_load_person(f.session, "somebody"));
+    WELL(pc_load_person(f.session, nullptr));  // its own person is the one it renders anyway
     WELL(pc_close(&f.session));
     CLAIM(f.session == nullptr);
     REFUSED("null-argument", pc_render(f.session, &request, &output));

@@ -1,4 +1,4 @@
-"""Python and C++ run the same requests on the same bundle in one go."""
+"""Python and C++ run the same requests in one go: the pocket base with two people, and a tiny merged bundle."""
 
 from __future__ import annotations
 
@@ -20,19 +20,31 @@ LATENTS = 1e-5
 
 @dataclass(frozen=True)
 class Case:
-    """One request: how many frames, which parts of the person are seen, and what is asked for beyond the defaults."""
+    """One request: how many frames, which parts of the person are seen, and what is asked for beyond the defaults.
+
+    person: "" for the bundle's own.
+    """
 
     frames: int
     parts: bool
     options: dict[str, Any]
+    person: str = ""
 
 
-CASES = {
+# The tiny bundle has 4 steps and guidance 2, its defaults.
+TINY = {
     "one frame": Case(1, True, {}),
     "nine frames, every copy inverted": Case(9, True, {"inversion": "target", "warp": "bilinear"}),
     "17 frames, body alone": Case(17, False, {"steps": 2, "decode_chunk": 5, "reference": 3}),
     "nine frames in windows, no guidance": Case(9, True, {"window": 4, "guidance": 1.0, "edit": ("left_hand",)}),
     "17 frames from noise": Case(17, True, {"inversion": None, "seed": 7, "steps": 3, "control_scale": 0.5}),
+}
+POCKET = {
+    "one frame": Case(1, True, {"steps": 4, "guidance": 3.0}),
+    "nine frames": Case(9, True, {"steps": 3}, "eve"),
+    "nine frames, every copy inverted": Case(9, True, {"steps": 2, "inversion": "target", "warp": "bilinear"}),
+    "17 frames, body alone": Case(17, False, {"steps": 2, "decode_chunk": 5}, "eve"),
+    "17 frames, body alone, every copy inverted": Case(17, False, {"steps": 2, "inversion": "target"}, "eve"),
 }
 
 
@@ -96,22 +108,49 @@ def latents_of(session: Session, request: Request) -> tuple[Any, np.ndarray]:
             seen.append(latents.copy())
             return super().decode(latents)
 
-    session._network = Watching(session.engine)
+    network = session._network
+    session._network = Watching(network.engine)
     result = session.render(request)
+    session._network = network
     return result, np.concatenate(seen).reshape(result.plan.frames, -1)
 
 
-@pytest.mark.parametrize(("name", "engine"), [*((name, "onnxruntime") for name in CASES), ("one frame", "openvino")])
-def test_python_and_cpp_plan_draw_and_render_the_same(
-    name: str, engine: str, native: Any, tiny_bundle: Path, tmp_path: Path
-) -> None:
-    case = CASES[name]
-    poses, track = target(case, tiny_bundle, tmp_path)
-    with Session.open(tiny_bundle, engine=engine, threads=1) as session:
+def assert_same(case: Case, engine: str, native: Any, bundle: Path, folder: Path) -> None:
+    """One request of one person on both sides: plan, control images, latents, frames."""
+    poses, track = target(case, bundle, folder)
+    with Session.open(bundle, engine=engine, threads=1) as session:
+        session.load_person(case.person or None)
         result, latents = latents_of(session, Request(poses=track, **case.options))
         maps = draw_poses(result.plan.poses, style=session.bundle.manifest.pose_style)
-    other = native.render(tiny_bundle, poses, tmp_path / "native", engine, threads=1, **in_words(case.options))
+    words = {"threads": 1, **in_words(case.options)}
+    (other,) = native.render_people([case.person], bundle, poses, folder / "native", engine, **words)
     assert_same_plan(result.plan, other["plan"])
     assert (maps != other["maps"]).any(axis=3).mean() <= 0.001
     np.testing.assert_allclose(other["latents"], latents, atol=LATENTS, rtol=0)
     assert np.abs(other["frames"].astype(int) - result.frames).max() <= 1
+
+
+@pytest.mark.parametrize(("name", "engine"), [*((name, "onnxruntime") for name in POCKET), ("one frame", "openvino")])
+def test_the_pocket_base_plans_draws_and_renders_the_same(
+    name: str, engine: str, native: Any, pocket_people: Path, tmp_path: Path
+) -> None:
+    assert_same(POCKET[name], engine, native, pocket_people, tmp_path)
+
+
+@pytest.mark.parametrize(("name", "engine"), [*((name, "onnxruntime") for name in TINY), ("one frame", "openvino")])
+def test_a_merged_bundle_plans_draws_and_renders_the_same(
+    name: str, engine: str, native: Any, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    assert_same(TINY[name], engine, native, tiny_bundle, tmp_path)
+
+
+def test_the_pocket_bases_two_people_differ_and_come_back_to_the_bit(
+    native: Any, pocket_people: Path, tmp_path: Path
+) -> None:
+    poses, _ = target(POCKET["one frame"], pocket_people, tmp_path)
+    words = {"engine": "onnxruntime", "threads": 1, "steps": 2}
+    people = native.render_people(["", "eve", "", "eve"], pocket_people, poses, tmp_path / "out", **words)
+    own, eve, own_again, eve_again = (person["latents"] for person in people)
+    np.testing.assert_array_equal(own, own_again)
+    np.testing.assert_array_equal(eve, eve_again)
+    assert np.abs(own - eve).max() > 0.1

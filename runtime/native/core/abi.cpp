@@ -18,7 +18,7 @@ using posecrafter::text;
 
 struct pc_session {
     posecrafter::Session session;
-    std::string folder, engine, device;
+    std::string engine, device;
     std::atomic<bool> busy{false};
 };
 
@@ -214,7 +214,7 @@ pc_status pc_open(const char* bundle, const pc_options* options, pc_session** se
     return guarded([&] {
         need(bundle, "bundle");
         need(session, "session");
-        std::unique_ptr<pc_session> made(new pc_session{{bundle, options_of(options)}, bundle, "", ""});
+        std::unique_ptr<pc_session> made(new pc_session{{bundle, options_of(options)}, "", ""});
         made->engine = made->session.engine().name();
         made->device = made->session.engine().device();
         *session = made.release();
@@ -233,14 +233,11 @@ pc_status pc_close(pc_session** session) {
     });
 }
 
-pc_status pc_load_person(pc_session* session, const char* name) {
+pc_status pc_load_person(pc_session* session, const char* person) {
     return guarded([&] {
         need(session, "session");
-        need(name, "name");
         const Hold hold(*session);
-        throw Error(Kind::bundle, "bundle-merged",
-                    text(session->folder, " has one person merged into its weights and cannot load '", name,
-                         "'; open that person's bundle"));
+        session->session.load_person(person ? std::optional<std::string>(person) : std::nullopt);
     });
 }
 

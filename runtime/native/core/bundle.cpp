@@ -10,12 +10,6 @@ namespace {
 
 using Shape = std::vector<std::int64_t>;
 
-std::string shape_text(const Shape& shape) {
-    std::string out = "[";
-    for (const std::int64_t side : shape) out += (out.size() > 1 ? ", " : "") + std::to_string(side);
-    return out + "]";
-}
-
 void expect(const std::string& name, const Shape& found, const Shape& wanted) {
     if (found != wanted)
         throw Error(
@@ -32,6 +26,12 @@ Floats take(std::map<std::string, Floats>& tensors, const std::filesystem::path&
 
 }  // namespace
 
+std::string shape_text(const Shape& shape) {
+    std::string out = "[";
+    for (const std::int64_t side : shape) out += (out.size() > 1 ? ", " : "") + std::to_string(side);
+    return out + "]";
+}
+
 std::size_t Bundle::latent_size() const {
     return std::size_t(manifest.channels) * std::size_t(cells_high()) * std::size_t(cells_wide());
 }
@@ -43,17 +43,16 @@ Bundle Bundle::open(const std::filesystem::path& folder) {
             throw Error(Kind::bundle, "bundle-file-missing",
                         text(folder.string(), ": the manifest does not list ", name, "; export it again"));
     m.verify(folder);
-    if (m.kind != "merged")
-        throw Error(
-            Kind::bundle, "bundle-shared",
-            text(folder.string(), " is of the kind '", m.kind,
-                 "', whose graphs take a person's weights as inputs; this library runs merged bundles: export one ",
-                 "without --shared"));
-    const auto latents_path = folder / "person/latents.safetensors", text_path = folder / "person/text.safetensors";
+    return with_person(folder, m, folder / "person");
+}
+
+Bundle Bundle::with_person(const std::filesystem::path& folder, const Manifest& m,
+                           const std::filesystem::path& person) {
+    const auto latents_path = person / "latents.safetensors", text_path = person / "text.safetensors";
     auto latents = read_tensors(latents_path), words = read_tensors(text_path);
     Bundle bundle{folder,
                   m,
-                  read_poses(folder / "person/poses.json"),
+                  read_poses(person / "poses.json"),
                   take(latents, latents_path, "latents"),
                   take(words, text_path, "prompt"),
                   take(words, text_path, "empty")};

@@ -56,7 +56,8 @@ const pc_engine_module* open_module(const std::string& name) {
 }  // namespace
 
 Engine::Engine(const EngineOptions& options, const fs::path& folder, const Manifest& manifest)
-    : engine_(nullptr, nullptr), folder_(folder), manifest_(manifest) {
+    : engine_(nullptr, nullptr), folder_(folder) {
+    for (const FileEntry& file : manifest.files) listed_.insert(file.name);
     if (options.name != "auto") open(options.name, options);
     for (std::size_t i = 0; !engine_; ++i) {
         try {
@@ -79,10 +80,9 @@ void Engine::open(const std::string& name, const EngineOptions& options) {
 
 void* Engine::load(const std::string& graph) {
     if (const auto found = graphs_.find(graph); found != graphs_.end()) return found->second.get();
-    // Only what the manifest lists has been checked, so only that is loaded.
     std::string stem = "graphs/" + graph + module_->variant(engine_.get());
-    if (!manifest_.lists(stem + ".onnx")) stem = "graphs/" + graph;
-    if (!manifest_.lists(stem + ".onnx"))
+    if (!listed_.count(stem + ".onnx")) stem = "graphs/" + graph;
+    if (!listed_.count(stem + ".onnx"))
         throw Error(Kind::engine, "engine-load",
                     text(folder_.string(), " has no graph '", graph, "'; export it again"));
     pc_engine_failure failure{};
@@ -96,31 +96,36 @@ Tensor Engine::owned(void* tensor, const pc_engine_failure& failure) {
     return {tensor, module_->release};
 }
 
-Tensor Engine::upload(const std::vector<std::int64_t>& shape, const float* data) {
+Tensor Engine::upload(int type, const std::vector<std::int64_t>& shape, const void* data) {
     pc_engine_failure failure{};
-    return owned(module_->upload(engine_.get(), PC_ENGINE_FLOAT32, data, shape.data(), shape.size(), &failure),
-                 failure);
+    return owned(module_->upload(engine_.get(), type, data, shape.data(), shape.size(), &failure), failure);
+}
+
+Tensor Engine::upload(const std::vector<std::int64_t>& shape, const float* data) {
+    return upload(PC_ENGINE_FLOAT32, shape, data);
 }
 
 Tensor Engine::upload(std::int64_t value) {
-    pc_engine_failure failure{};
-    const std::int64_t one = 1;
-    return owned(module_->upload(engine_.get(), PC_ENGINE_INT64, &value, &one, 1, &failure), failure);
+    return upload(PC_ENGINE_INT64, {1}, &value);
 }
 
-Tensor Engine::run(const std::string& graph, Inputs inputs, const char* output) {
+Tensor Engine::run(const std::string& graph, Inputs inputs, const Bound& bound, const char* output) {
     void* loaded = load(graph);
+    const auto weights = bound.find(graph);
     std::vector<const char*> names;
     std::vector<void*> tensors;
     for (std::size_t i = 0; const char* name = module_->input(loaded, i); ++i) {
         const auto given = std::find_if(inputs.begin(), inputs.end(),
                                         [&](const auto& input) { return std::string_view(input.first) == name; });
-        if (given == inputs.end())
+        const Tensor* tensor = given == inputs.end() ? nullptr : given->second;
+        if (!tensor && weights != bound.end())
+            if (const auto own = weights->second.find(name); own != weights->second.end()) tensor = &own->second;
+        if (!tensor)
             throw Error(Kind::engine, "engine-load",
                         text("graph '", graph, "' wants an input '", name,
                              "' that this release does not know; update posecrafter"));
         names.push_back(name);
-        tensors.push_back(given->second->get());
+        tensors.push_back(tensor->get());
     }
     pc_engine_failure failure{};
     return owned(module_->run(loaded, names.data(), tensors.data(), names.size(), output, &failure), failure);

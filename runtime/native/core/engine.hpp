@@ -6,6 +6,7 @@
 #include <initializer_list>
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -24,6 +25,8 @@ struct EngineOptions {
 
 // A tensor in the engine's own memory.
 using Tensor = std::shared_ptr<void>;
+// Inputs that a graph sees at every run: graph -> input -> tensor.
+using Bound = std::map<std::string, std::map<std::string, Tensor, std::less<>>>;
 using Inputs = std::initializer_list<std::pair<const char*, const Tensor*>>;
 
 // Runs the graphs of one bundle. Used from one thread at a time. Tensors must not outlive it.
@@ -37,11 +40,13 @@ class Engine {
     const char* name() const { return module_->name; }
     const char* device() const { return module_->device(engine_.get()); }
 
+    // type: a pc_engine_type.
+    Tensor upload(int type, const std::vector<std::int64_t>& shape, const void* data);
     Tensor upload(const std::vector<std::int64_t>& shape, const float* data);
     Tensor upload(std::int64_t value);
-    // Runs a graph, loaded at the first call, on those of the inputs that it has. Throws Error "engine-load",
-    // "engine-run".
-    Tensor run(const std::string& graph, Inputs inputs, const char* output);
+    // Runs a graph, loaded at the first call, on those of the inputs, then of the bound ones, that it has.
+    // Throws Error "engine-load", "engine-run".
+    Tensor run(const std::string& graph, Inputs inputs, const Bound& bound, const char* output);
     void download(const Tensor& tensor, float* data, std::size_t count);
 
   private:
@@ -55,7 +60,7 @@ class Engine {
     Handle engine_;
     std::map<std::string, Handle> graphs_;
     std::filesystem::path folder_;
-    const Manifest& manifest_;
+    std::set<std::string> listed_;  // only what the manifest lists has been checked, so only that is loaded
 };
 
 }  // namespace posecrafter

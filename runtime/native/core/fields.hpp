@@ -14,8 +14,9 @@ using Json = nlohmann::ordered_json;
 
 class Fields {
   public:
-    // `where` names the object in errors.
-    Fields(const Json& object, std::string where) : object_(object), where_(std::move(where)) {
+    // `where` names the object in errors, `code` is theirs.
+    Fields(const Json& object, std::string where, const char* code = "bundle-manifest")
+        : object_(object), where_(std::move(where)), code_(code) {
         if (!object.is_object()) refuse("is not an object");
     }
 
@@ -67,12 +68,13 @@ class Fields {
     }
 
     [[noreturn]] void refuse(const std::string& what) const {
-        throw Error(Kind::bundle, "bundle-manifest", where_ + " " + what + "; export it again");
+        throw Error(Kind::bundle, code_, where_ + " " + what + "; export it again");
     }
 
   private:
     const Json& object_;
     std::string where_;
+    const char* code_;
     std::vector<std::string> known_;
 };
 

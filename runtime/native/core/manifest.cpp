@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "fields.hpp"
+#include "entries.hpp"
 #include "files.hpp"
 #include "sha256.hpp"
 
@@ -13,8 +13,6 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr int format_version = 1;
-constexpr int largest_side = 16384;
-constexpr std::int64_t largest_count = 1'000'000;
 
 Range range(const Json& object, const std::string& where) {
     Fields fields(object, where);
@@ -62,17 +60,32 @@ void read_defaults(const Json& object, const std::string& where, Manifest& out) 
     fields.done();
 }
 
-std::vector<FileEntry> read_entries(const Json& object, const std::string& where) {
-    if (!object.is_object()) Fields(object, where + ": files").refuse("is not an object");
-    std::vector<FileEntry> entries;
+// Of a graph: its inputs that are a person's, and their shapes.
+InputShapes read_shapes(const Json& object, const std::string& where) {
+    const Fields graph(object, where);
+    InputShapes out;
     for (const auto& item : object.items()) {
-        Fields fields(item.value(), where + ": files: " + item.key());
-        FileEntry entry{item.key(), static_cast<std::uint64_t>(fields.whole("bytes", 0, INT64_MAX)), ""};
-        entry.sha256 = fields.string("sha256");
-        fields.done();
-        entries.push_back(std::move(entry));
+        std::vector<std::int64_t>& shape = out[item.key()];
+        if (!item.value().is_array()) graph.refuse("has a shape that is no list: " + item.key());
+        for (const Json& side : item.value()) {
+            if (!side.is_number_unsigned() || side.get<std::uint64_t>() > INT32_MAX)
+                graph.refuse("has a shape of something else than sizes: " + item.key());
+            shape.push_back(side.get<std::int64_t>());
+        }
     }
-    return entries;
+    return out;
+}
+
+void read_shared(const Json& object, const std::string& where, Manifest& out) {
+    const Fields checked(object, where + ": shared");
+    for (const auto& item : object.items())
+        out.shared[item.key()] = read_shapes(item.value(), where + ": shared: " + item.key());
+}
+
+// Of the provenance only the base is of use here; the rest is for people to read.
+void read_provenance(const Json& object, Manifest& out) {
+    const auto base = object.find("base_sha256");
+    if (object.is_object() && base != object.end() && base->is_string()) out.base_sha256 = base->get<std::string>();
 }
 
 // A format version as Python prints it.
@@ -86,6 +99,19 @@ bool is_inside(const fs::path& path, const fs::path& root) {
 }
 
 }  // namespace
+
+std::vector<FileEntry> read_entries(const Json& object, const std::string& where, const char* code) {
+    const Fields checked(object, where + ": files", code);
+    std::vector<FileEntry> entries;
+    for (const auto& item : object.items()) {
+        Fields fields(item.value(), where + ": files: " + item.key(), code);
+        FileEntry entry{item.key(), static_cast<std::uint64_t>(fields.whole("bytes", 0, INT64_MAX)), ""};
+        entry.sha256 = fields.string("sha256");
+        fields.done();
+        entries.push_back(std::move(entry));
+    }
+    return entries;
+}
 
 bool Manifest::lists(std::string_view name) const {
     return std::any_of(files.begin(), files.end(), [&](const FileEntry& entry) { return entry.name == name; });
@@ -138,10 +164,10 @@ Manifest Manifest::parse(std::string_view content, const std::string& name) {
     out.training_frames = static_cast<int>(fields.whole("training_frames", 1, largest_count));
     out.network_width = static_cast<int>(fields.whole("network_width", 1, largest_count));
     if (fields.has("kind")) out.kind = fields.string("kind");
-    fields.has("shared");
     fields.has("parity");
-    fields.has("provenance");
-    out.files = read_entries(fields.at("files"), name);
+    if (fields.has("shared")) read_shared(raw["shared"], name, out);
+    if (fields.has("provenance")) read_provenance(raw["provenance"], out);
+    out.files = read_entries(fields.at("files"), name, "bundle-manifest");
     fields.done();
     if (out.frames.max < 2) fields.refuse("allows no frame beside the reference");
     return out;

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <map>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -10,6 +11,9 @@
 #include "schedule.hpp"
 
 namespace posecrafter {
+
+inline constexpr int largest_side = 16384;                // pixels
+inline constexpr std::int64_t largest_count = 1'000'000;  // of anything that a manifest or a pack counts
 
 // Allowed values of one dimension, both ends included, in steps of `multiple`.
 struct Range {
@@ -22,6 +26,8 @@ struct FileEntry {
     std::string sha256;
 };
 
+using InputShapes = std::map<std::string, std::vector<std::int64_t>>;
+
 struct Manifest {
     std::string precision, pose_style, kind = "merged", prompt;
     Range width_range, height_range, frames, prompts;
@@ -31,7 +37,9 @@ struct Manifest {
     double guidance = 0, control_scale = 0, fps = 0;
     int training_frames = 0, network_width = 0;
     Schedule schedule;
-    std::vector<FileEntry> files;  // in the manifest's order
+    std::map<std::string, InputShapes> shared;  // graph -> inputs that are a person's; of the kind "shared"
+    std::string base_sha256;                    // of the base that the person was tuned on; empty: not told
+    std::vector<FileEntry> files;               // in the manifest's order
 
     bool lists(std::string_view name) const;
 

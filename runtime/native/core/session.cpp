@@ -6,6 +6,7 @@
 #include "draw.hpp"
 #include "error.hpp"
 #include "noise.hpp"
+#include "pack.hpp"
 
 namespace posecrafter {
 namespace {
@@ -27,7 +28,35 @@ std::vector<float> repeat(const std::vector<float>& one, int times) {
 }  // namespace
 
 Session::Session(const std::filesystem::path& folder, const EngineOptions& options)
-    : bundle_(Bundle::open(folder)), engine_(options, folder, bundle_.manifest) {}
+    : Session(Bundle::open(folder), options) {}
+
+Session::Session(Bundle own, const EngineOptions& options) : engine_(options, own.folder, own.manifest) {
+    Resident person{std::move(own), {}, {}};
+    if (const Bundle& bundle = person.bundle; bundle.manifest.kind == "shared") {
+        const std::string name = text("person/", weights_file);
+        if (!bundle.manifest.lists(name))
+            throw Error(Kind::bundle, "pack-weights",
+                        text(bundle.folder.string(), ": the manifest does not list ", name, "; export it again"));
+        person.weights = upload_weights(engine_, bundle.folder / name, bundle.manifest);
+    }
+    now_ = &people_.emplace(std::nullopt, std::move(person)).first->second;
+}
+
+void Session::load_person(const std::optional<std::string>& person) {
+    auto found = people_.find(person);
+    if (found == people_.end()) {
+        const Bundle& own = people_.at(std::nullopt).bundle;
+        if (own.manifest.kind != "shared")
+            throw Error(Kind::bundle, "bundle-merged",
+                        text(own.folder.string(), " holds one merged person and cannot load '", *person,
+                             "'; export it with --shared"));
+        const std::filesystem::path pack = find_pack(own.folder, *person);
+        Resident loaded{read_person(own, pack), {}, {}};
+        loaded.weights = upload_weights(engine_, pack / weights_file, own.manifest);
+        found = people_.emplace(person, std::move(loaded)).first;
+    }
+    now_ = &found->second;
+}
 
 void Session::render(const Request& request, const Output& output, const Progress& progress, const Preview& preview) {
     const Plan plan = this->plan(request);
@@ -38,19 +67,19 @@ void Session::render(const Request& request, const Output& output, const Progres
 void Session::render_window(const Request& request, const Plan& plan, const Window& window, const Output& output,
                             const Progress& progress, const Preview& preview) {
     const int frames = window.frames() + 1;
-    const Manifest& m = bundle_.manifest;
+    const Manifest& m = bundle().manifest;
     const Tensor features = encode_poses(draw(request, plan, window), frames);
     const std::vector<float> start = noise(request, plan, features, frames, progress);
 
     std::vector<float> x = start;
-    const Cells cells{m.channels, bundle_.cells_high(), bundle_.cells_wide()};
+    const Cells cells{m.channels, bundle().cells_high(), bundle().cells_wide()};
     for (int i = 1; i < frames; ++i)
         for (const auto& [_, motion] : plan.motions[std::size_t(window.start + i - 1)])
             warp_region(x.data() + std::size_t(i) * cells.size(), start.data(), cells, motion, m.factor, plan.warp);
 
-    const float* prompt = request.prompt ? request.prompt : bundle_.prompt.values.data();
-    const float* negative = request.negative ? request.negative : bundle_.empty.values.data();
-    const std::size_t words = bundle_.prompt.values.size();
+    const float* prompt = request.prompt ? request.prompt : bundle().prompt.values.data();
+    const float* negative = request.negative ? request.negative : bundle().empty.values.data();
+    const std::size_t words = bundle().prompt.values.size();
     std::vector<float> text(prompt, prompt + words);
     if (plan.weights.size() == 2) text.insert(text.begin(), negative, negative + words);
     const auto prompts = static_cast<std::int64_t>(plan.weights.size());
@@ -67,7 +96,7 @@ void Session::render_window(const Request& request, const Plan& plan, const Wind
 
 // The control images of a pass [F, H, W, 3]: the reference's, then the targets', drawn here or by the caller.
 std::vector<std::uint8_t> Session::draw(const Request& request, const Plan& plan, const Window& window) const {
-    const std::string& style = bundle_.manifest.pose_style;
+    const std::string& style = bundle().manifest.pose_style;
     if (!request.images)
         return draw_poses(plan.reference_pose.followed_by(plan.poses->slice(window.start, window.stop)), style);
     std::vector<std::uint8_t> maps = draw_poses(plan.reference_pose, style);
@@ -78,43 +107,44 @@ std::vector<std::uint8_t> Session::draw(const Request& request, const Plan& plan
 }
 
 Tensor Session::encode_poses(const std::vector<std::uint8_t>& maps, int frames) {
-    const auto plane = std::size_t(bundle_.manifest.height) * std::size_t(bundle_.manifest.width);
+    const auto plane = std::size_t(bundle().manifest.height) * std::size_t(bundle().manifest.width);
     std::vector<float> images(maps.size());
     for (std::size_t f = 0; f < std::size_t(frames); ++f)
         for (std::size_t c = 0; c < 3; ++c)
             for (std::size_t i = 0; i < plane; ++i)
                 images[(f * 3 + c) * plane + i] = static_cast<float>(maps[(f * plane + i) * 3 + c]) / 255.0F;
-    const Tensor input = engine_.upload({frames, 3, bundle_.manifest.height, bundle_.manifest.width}, images.data());
-    return engine_.run("pose_encoder", {{"control_images", &input}}, "pose_features");
+    const Tensor input = engine_.upload({frames, 3, bundle().manifest.height, bundle().manifest.width}, images.data());
+    return run("pose_encoder", {{"control_images", &input}}, "pose_features");
 }
 
 // Where sampling starts [F, L, h, w]: one frame inverted once, or every copy, or one draw of plain noise.
 std::vector<float> Session::noise(const Request& request, const Plan& plan, const Tensor& features, int frames,
                                   const Progress& progress) {
-    if (plan.inversion == Inversion::none) return repeat(gaussian_noise(request.seed, bundle_.latent_size()), frames);
-    const float* prompt = request.prompt ? request.prompt : bundle_.prompt.values.data();
+    if (plan.inversion == Inversion::none) return repeat(gaussian_noise(request.seed, bundle().latent_size()), frames);
+    const float* prompt = request.prompt ? request.prompt : bundle().prompt.values.data();
     if (plan.inversion == Inversion::target) return invert(plan, prompt, features, frames, progress);
-    const std::vector<float> words(prompt, prompt + bundle_.prompt.values.size());
+    std::list<Inverted>& inverted = now_->inverted;
+    const std::vector<float> words(prompt, prompt + bundle().prompt.values.size());
     const auto steps = static_cast<int>(plan.inversion_steps.size());
-    const auto found = std::find_if(inverted_.begin(), inverted_.end(), [&](const Inverted& known) {
+    const auto found = std::find_if(inverted.begin(), inverted.end(), [&](const Inverted& known) {
         return known.reference == plan.reference && known.steps == steps && known.control_scale == plan.control_scale &&
                known.prompt == words;
     });
-    if (found != inverted_.end()) return repeat(found->noise, frames);
-    const Tensor alone = encode_poses(draw_poses(plan.reference_pose, bundle_.manifest.pose_style), 1);
-    inverted_.push_back({plan.reference, steps, plan.control_scale, words, invert(plan, prompt, alone, 1, progress)});
-    if (inverted_.size() > remembered) inverted_.pop_front();
-    return repeat(inverted_.back().noise, frames);
+    if (found != inverted.end()) return repeat(found->noise, frames);
+    const Tensor alone = encode_poses(draw_poses(plan.reference_pose, bundle().manifest.pose_style), 1);
+    inverted.push_back({plan.reference, steps, plan.control_scale, words, invert(plan, prompt, alone, 1, progress)});
+    if (inverted.size() > remembered) inverted.pop_front();
+    return repeat(inverted.back().noise, frames);
 }
 
 // DDIM-invert copies of the reference, conditional prompt only, no guidance.
 std::vector<float> Session::invert(const Plan& plan, const float* prompt, const Tensor& features, int frames,
                                    const Progress& progress) {
     const float one = 1, scale = static_cast<float>(plan.control_scale);
-    const Pass pass{engine_.upload({1, bundle_.manifest.tokens, bundle_.manifest.text_width}, prompt),
+    const Pass pass{engine_.upload({1, bundle().manifest.tokens, bundle().manifest.text_width}, prompt),
                     engine_.upload({1}, &one), features, engine_.upload({}, &scale)};
-    const auto first = bundle_.latents.values.begin() + std::ptrdiff_t(bundle_.latent_size()) * plan.reference;
-    std::vector<float> x = repeat({first, first + std::ptrdiff_t(bundle_.latent_size())}, frames);
+    const auto first = bundle().latents.values.begin() + std::ptrdiff_t(bundle().latent_size()) * plan.reference;
+    std::vector<float> x = repeat({first, first + std::ptrdiff_t(bundle().latent_size())}, frames);
     solve(x, frames, plan.inversion_steps, pass, "invert", progress);
     return x;
 }
@@ -124,22 +154,22 @@ void Session::solve(std::vector<float>& x, int frames, const std::vector<Step>& 
                     const char* stage, const Progress& progress) {
     const int total = static_cast<int>(steps.size());
     Tensor state =
-        engine_.upload({frames, bundle_.manifest.channels, bundle_.cells_high(), bundle_.cells_wide()}, x.data());
+        engine_.upload({frames, bundle().manifest.channels, bundle().cells_high(), bundle().cells_wide()}, x.data());
     tell(progress, stage, 0, total);
     for (int done = 1; const Step& step : steps) {
         const auto a = static_cast<float>(step.a), b = static_cast<float>(step.b);
         const Tensor timestep = engine_.upload(step.timestep), scaled = engine_.upload({}, &a),
                      added = engine_.upload({}, &b);
-        state = engine_.run("denoiser",
-                            {{"x", &state},
-                             {"timestep", &timestep},
-                             {"a", &scaled},
-                             {"b", &added},
-                             {"text", &pass.text},
-                             {"weight", &pass.weight},
-                             {"pose_features", &pass.pose_features},
-                             {"control_scale", &pass.control_scale}},
-                            "x_next");
+        state = run("denoiser",
+                    {{"x", &state},
+                     {"timestep", &timestep},
+                     {"a", &scaled},
+                     {"b", &added},
+                     {"text", &pass.text},
+                     {"weight", &pass.weight},
+                     {"pose_features", &pass.pose_features},
+                     {"control_scale", &pass.control_scale}},
+                    "x_next");
         engine_.download(state, x.data(), x.size());
         if (!std::all_of(x.begin(), x.end(), [](float value) { return std::isfinite(value); }))
             throw Error(Kind::engine, "nan-latents",
@@ -151,7 +181,7 @@ void Session::solve(std::vector<float>& x, int frames, const std::vector<Step>& 
 
 void Session::decode(const float* latents, const Window& window, int chunk, const Output& output,
                      const Progress& progress, const Preview& preview) {
-    const Manifest& m = bundle_.manifest;
+    const Manifest& m = bundle().manifest;
     const std::size_t picture = std::size_t(m.height) * std::size_t(m.width) * 3;
     const int total = window.frames();
     std::vector<float> colours;
@@ -159,9 +189,9 @@ void Session::decode(const float* latents, const Window& window, int chunk, cons
     tell(progress, "decode", 0, total);
     for (int start = 0; start < total; start += chunk) {
         const int count = std::min(chunk, total - start);
-        const Tensor input = engine_.upload({count, m.channels, bundle_.cells_high(), bundle_.cells_wide()},
-                                            latents + std::size_t(start) * bundle_.latent_size());
-        const Tensor frames = engine_.run("vae_decoder", {{"latents", &input}}, "frames");
+        const Tensor input = engine_.upload({count, m.channels, bundle().cells_high(), bundle().cells_wide()},
+                                            latents + std::size_t(start) * bundle().latent_size());
+        const Tensor frames = run("vae_decoder", {{"latents", &input}}, "frames");
         colours.resize(picture * std::size_t(count));
         engine_.download(frames, colours.data(), colours.size());
         if (!output.frames) pictures.resize(colours.size());

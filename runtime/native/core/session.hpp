@@ -4,10 +4,13 @@
 #include <cstdint>
 #include <functional>
 #include <list>
+#include <map>
+#include <optional>
 #include <vector>
 
 #include "bundle.hpp"
 #include "engine.hpp"
+#include "person.hpp"
 #include "plan.hpp"
 #include "request.hpp"
 
@@ -24,24 +27,38 @@ struct Output {
     float* latents = nullptr;        // [M, L, h, w], the clean latents
 };
 
-// Renders requests with one person's bundle. Used from one thread at a time.
+// Renders requests, one person at a time. Used from one thread at a time.
 class Session {
   public:
     Session(const std::filesystem::path& folder, const EngineOptions& options);
 
-    const Bundle& bundle() const { return bundle_; }
+    // Whom it renders now; it stays where it is until the session ends.
+    const Bundle& bundle() const { return now_->bundle; }
     const Engine& engine() const { return engine_; }
 
-    Plan plan(const Request& request) const { return make_plan(request, bundle_); }
+    // Render this person from now on: a name of the shared bundle's persons/, or a pack's folder; none for the bundle's
+    // own. Who was loaded stays in the engine's memory, so coming back binds other tensors and nothing more. Throws
+    // Error "bundle-merged" and what find_pack, read_person and upload_weights throw; the session is then as it was.
+    void load_person(const std::optional<std::string>& person);
+
+    Plan plan(const Request& request) const { return make_plan(request, bundle()); }
     // Throws Error "cancelled", "nan-latents", and what plans and engines throw.
     void render(const Request& request, const Output& output, const Progress& progress, const Preview& preview);
 
   private:
+    Session(Bundle own, const EngineOptions& options);
+
     // The noise that one training frame comes from, and what it depends on.
     struct Inverted {
         int reference, steps;
         double control_scale;
         std::vector<float> prompt, noise;
+    };
+    // Somebody who was loaded.
+    struct Resident {
+        Bundle bundle;
+        Bound weights;
+        std::list<Inverted> inverted;
     };
     // What every step of a pass sees, in the engine's memory.
     struct Pass {
@@ -61,9 +78,13 @@ class Session {
     void decode(const float* latents, const Window& window, int chunk, const Output& output, const Progress& progress,
                 const Preview& preview);
 
-    Bundle bundle_;
-    Engine engine_;
-    std::list<Inverted> inverted_;
+    Tensor run(const std::string& graph, Inputs inputs, const char* output) {
+        return engine_.run(graph, inputs, now_->weights, output);
+    }
+
+    Engine engine_;  // before whatever holds tensors, which must be gone when it closes
+    std::map<std::optional<std::string>, Resident> people_;
+    Resident* now_ = nullptr;
 };
 
 }  // namespace posecrafter

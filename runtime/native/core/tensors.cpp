@@ -15,6 +15,7 @@ namespace {
 using Json = nlohmann::json;
 
 constexpr std::uint64_t longest_header = 100'000'000;
+constexpr const char* person_code = "bundle-person";
 
 struct Entry {
     std::string name, dtype;
@@ -22,9 +23,15 @@ struct Entry {
     std::uint64_t begin = 0, end = 0, count = 1;
 };
 
-[[noreturn]] void refuse(const std::string& name, const std::string& why) {
-    throw Error(Kind::bundle, "bundle-person", text(name, " is not a safetensors file (", why, "); export it again"));
-}
+// Refuses one file, by one code.
+struct Refusal {
+    const std::string& name;
+    const char* code;
+
+    [[noreturn]] void operator()(const std::string& why) const {
+        throw Error(Kind::bundle, code, text(name, " is not a safetensors file (", why, "); export it again"));
+    }
+};
 
 std::uint64_t width_of(const std::string& dtype) {
     if (dtype == "F64" || dtype == "I64" || dtype == "U64") return 8;
@@ -34,30 +41,30 @@ std::uint64_t width_of(const std::string& dtype) {
     return 0;
 }
 
-Entry entry_of(const std::string& name, const std::string& key, const Json& item, std::uint64_t limit) {
+Entry entry_of(const Refusal& refuse, const std::string& key, const Json& item, std::uint64_t limit) {
     Entry out{key, "", {}};
     try {
         out.dtype = item.at("dtype").get<std::string>();
         for (const Json& side : item.at("shape")) {
-            if (!side.is_number_unsigned()) refuse(name, "a shape of " + key + " is not a list of sizes");
+            if (!side.is_number_unsigned()) refuse("a shape of " + key + " is not a list of sizes");
             out.shape.push_back(side.get<std::int64_t>());
             if (out.shape.back() < 0 || __builtin_mul_overflow(out.count, std::uint64_t(out.shape.back()), &out.count))
-                refuse(name, key + " is too large");
+                refuse(key + " is too large");
         }
         const Json& offsets = item.at("data_offsets");
         if (offsets.size() != 2 || !offsets[0].is_number_unsigned() || !offsets[1].is_number_unsigned())
-            refuse(name, "bad offsets of " + key);
+            refuse("bad offsets of " + key);
         out.begin = offsets[0].get<std::uint64_t>();
         out.end = offsets[1].get<std::uint64_t>();
     } catch (const Json::exception& error) {
-        refuse(name, key + ": " + error.what());
+        refuse(key + ": " + error.what());
     }
     std::uint64_t bytes = 0;
     const std::uint64_t width = width_of(out.dtype);
-    if (width == 0) refuse(name, key + " has the unknown type " + out.dtype);
+    if (width == 0) refuse(key + " has the unknown type " + out.dtype);
     if (__builtin_mul_overflow(out.count, width, &bytes) || out.begin > out.end || out.end > limit ||
         out.end - out.begin != bytes)
-        refuse(name, "the offsets of " + key + " do not fit its shape");
+        refuse("the offsets of " + key + " do not fit its shape");
     return out;
 }
 
@@ -84,42 +91,51 @@ void widen(const char* data, std::vector<float>& out, Convert convert) {
 
 }  // namespace
 
-std::map<std::string, Floats> parse_tensors(std::string_view bytes, const std::string& name) {
+std::map<std::string, Stored> find_tensors(std::string_view bytes, const std::string& name, const char* code) {
+    const Refusal refuse{name, code};
     std::uint64_t length = 0;
-    if (bytes.size() < sizeof length) refuse(name, "it is too short for a header");
+    if (bytes.size() < sizeof length) refuse("it is too short for a header");
     std::memcpy(&length, bytes.data(), sizeof length);  // little-endian, as every machine this is built for
-    if (length > longest_header || length > bytes.size() - sizeof length) refuse(name, "the header's length is wrong");
+    if (length > longest_header || length > bytes.size() - sizeof length) refuse("the header's length is wrong");
     const std::string_view header = bytes.substr(sizeof length, length), data = bytes.substr(sizeof length + length);
     const Json raw = header.starts_with('{') ? Json::parse(header, nullptr, false) : Json();
-    if (!raw.is_object()) refuse(name, "the header is not JSON");
+    if (!raw.is_object()) refuse("the header is not JSON");
     std::vector<Entry> entries;
     for (const auto& [key, item] : raw.items())
-        if (key != "__metadata__") entries.push_back(entry_of(name, key, item, data.size()));
+        if (key != "__metadata__") entries.push_back(entry_of(refuse, key, item, data.size()));
     std::sort(entries.begin(), entries.end(),
               [](const Entry& a, const Entry& b) { return a.begin != b.begin ? a.begin < b.begin : a.end < b.end; });
     std::uint64_t end = 0;
-    std::map<std::string, Floats> out;
-    for (const Entry& entry : entries) {
-        if (entry.begin != end) refuse(name, "there is a hole or an overlap before " + entry.name);
+    std::map<std::string, Stored> out;
+    for (Entry& entry : entries) {
+        if (entry.begin != end) refuse("there is a hole or an overlap before " + entry.name);
         end = entry.end;
-        if (entry.dtype[0] != 'F' && entry.dtype != "BF16") continue;
-        Floats tensor{entry.shape, std::vector<float>(entry.count)};
-        const char* start = data.data() + entry.begin;
-        if (entry.dtype == "F32") widen<float>(start, tensor.values, [](float v) { return v; });
-        if (entry.dtype == "F64") widen<double>(start, tensor.values, [](double v) { return static_cast<float>(v); });
-        if (entry.dtype == "F16") widen<std::uint16_t>(start, tensor.values, from_half);
-        if (entry.dtype == "BF16")
+        out[entry.name] = {entry.dtype, std::move(entry.shape), data.substr(entry.begin, entry.end - entry.begin)};
+    }
+    if (end != data.size()) refuse("bytes are left after the last tensor");
+    return out;
+}
+
+std::map<std::string, Floats> parse_tensors(std::string_view bytes, const std::string& name) {
+    std::map<std::string, Floats> out;
+    for (auto& [key, stored] : find_tensors(bytes, name, person_code)) {
+        if (stored.dtype[0] != 'F' && stored.dtype != "BF16") continue;
+        Floats tensor{stored.shape, std::vector<float>(stored.data.size() / width_of(stored.dtype))};
+        const char* start = stored.data.data();
+        if (stored.dtype == "F32") widen<float>(start, tensor.values, [](float v) { return v; });
+        if (stored.dtype == "F64") widen<double>(start, tensor.values, [](double v) { return static_cast<float>(v); });
+        if (stored.dtype == "F16") widen<std::uint16_t>(start, tensor.values, from_half);
+        if (stored.dtype == "BF16")
             widen<std::uint16_t>(start, tensor.values,
                                  [](std::uint16_t v) { return std::bit_cast<float>(std::uint32_t(v) << 16); });
-        out.emplace(entry.name, std::move(tensor));
+        out.emplace(key, std::move(tensor));
     }
-    if (end != data.size()) refuse(name, "bytes are left after the last tensor");
     return out;
 }
 
 std::map<std::string, Floats> read_tensors(const std::filesystem::path& path) {
     const auto content = read_file(path);
-    if (!content) refuse(path.string(), "it cannot be read");
+    if (!content) Refusal{path.string(), person_code}("it cannot be read");
     return parse_tensors(*content, path.string());
 }
 

@@ -14,9 +14,10 @@
 extern "C" {
 #endif
 
-#define PC_ENGINE_ABI 1
+#define PC_ENGINE_ABI 2
 
-enum pc_engine_type { PC_ENGINE_FLOAT32 = 1, PC_ENGINE_INT64 = 2 };
+/* FLOAT16: of a person's weights in half precision. */
+enum pc_engine_type { PC_ENGINE_FLOAT32 = 1, PC_ENGINE_INT64 = 2, PC_ENGINE_FLOAT16 = 3 };
 
 typedef struct pc_engine_options {
     const char* library;   /* path of the engine's own library; NULL: the loader's search path */
@@ -49,7 +50,7 @@ typedef struct pc_engine_module {
     /* The name of input `index`; NULL behind the last one. */
     const char* (*input)(void* graph, size_t index);
 
-    /* Copies an array in. NULL on failure: "engine-memory". */
+    /* Copies an array in; what is uploaded may be an input of any number of runs. NULL on failure: "engine-memory". */
     void* (*upload)(void* engine, int type, const void* data, const int64_t* shape, size_t rank,
                     pc_engine_failure* failure);
     /* Runs the graph on `count` named inputs; returns the tensor of one output. NULL on failure: "engine-run". */

@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 #include "engine.h"
 
@@ -11,8 +12,8 @@ namespace posecrafter {
 
 class Failure : public std::runtime_error {
   public:
-    Failure(const char* code, const std::string& message) : std::runtime_error(message), code(code) {}
-    const char* code;
+    Failure(std::string code, const std::string& message) : std::runtime_error(message), code(std::move(code)) {}
+    std::string code;
 };
 
 // Runs `work`; on an exception fills `failure` and returns an empty value. `code`: for exceptions without one.
@@ -22,7 +23,7 @@ auto guarded(pc_engine_failure* failure, const char* code, Work work) noexcept -
     try {
         return work();
     } catch (const Failure& error) {
-        std::snprintf(failure->code, sizeof failure->code, "%s", error.code);
+        std::snprintf(failure->code, sizeof failure->code, "%s", error.code.c_str());
         std::snprintf(failure->message, sizeof failure->message, "%s", error.what());
         return {};
     } catch (const std::exception& error) {

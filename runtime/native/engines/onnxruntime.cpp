@@ -125,19 +125,27 @@ Graph* load_graph(OnnxRuntime& engine, const std::string& stem) {
     return graph.release();
 }
 
+struct Type {
+    ONNXTensorElementDataType word;
+    std::size_t bytes;
+};
+
+Type type_of(int type) {
+    if (type == PC_ENGINE_FLOAT16) return {ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16, 2};
+    if (type == PC_ENGINE_INT64) return {ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64, sizeof(std::int64_t)};
+    return {ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, sizeof(float)};
+}
+
 Value* upload(OnnxRuntime& engine, int type, const void* data, const std::int64_t* shape, std::size_t rank) {
     const OrtApi& api = *engine.api;
-    const bool floats = type == PC_ENGINE_FLOAT32;
+    const Type wanted = type_of(type);
     OrtValue* value = nullptr;
-    check(api,
-          api.CreateTensorAsOrtValue(engine.allocator, shape, rank,
-                                     floats ? ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT : ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64,
-                                     &value),
-          "engine-memory", "ONNX Runtime cannot allocate a tensor");
+    check(api, api.CreateTensorAsOrtValue(engine.allocator, shape, rank, wanted.word, &value), "engine-memory",
+          "ONNX Runtime cannot allocate a tensor");
     Owned<OrtValue> owned(value, api.ReleaseValue);
     void* to = nullptr;
     check(api, api.GetTensorMutableData(value, &to), "engine-memory", "ONNX Runtime has no memory for a tensor");
-    std::size_t size = floats ? sizeof(float) : sizeof(std::int64_t);
+    std::size_t size = wanted.bytes;
     for (std::size_t i = 0; i < rank; ++i) size *= static_cast<std::size_t>(shape[i]);
     std::memcpy(to, data, size);
     auto* out = new Value{&api, value};

@@ -305,7 +305,7 @@ const pc_engine_module module{
     .upload = [](void* engine, int type, const void* data, const std::int64_t* shape, std::size_t rank,
                  pc_engine_failure* failure) -> void* {
         return guarded(failure, "engine-memory", [&]() -> void* {
-            const auto word = type == PC_ENGINE_FLOAT32 ? F32 : I64;
+            const auto word = type == PC_ENGINE_FLOAT16 ? F16 : type == PC_ENGINE_INT64 ? I64 : F32;
             return make_tensor(static_cast<OpenVino*>(engine)->library, word, {shape, shape + rank}, data);
         });
     },

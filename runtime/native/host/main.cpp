@@ -1,5 +1,4 @@
-// posecrafter-host: a bundle and OpenPose JSON in; a video, or PNG files, or raw RGB out. An example of embedding,
-// whole.
+// posecrafter-host: a bundle and OpenPose JSON in; a video, PNG files or raw RGB out. A whole example of embedding.
 #include <posecrafter/posecrafter.hpp>
 
 #define STB_IMAGE_WRITE_IMPLEMENTATION
@@ -22,7 +21,7 @@ constexpr const char* usage =
     "posecrafter-host BUNDLE POSES [--out FOLDER | FILE.mp4 | FILE.rgb] [--engine NAME] [--engine-library PATH]\n"
     "    [--device NAME] [--precision fp32|bf16] [--threads N] [--steps N] [--guidance G] [--inversion "
     "reference|target|none] [--seed N]\n"
-    "    [--window N] [--decode-chunk N] [--repeat N]\n"
+    "    [--person NAME|FOLDER] [--window N] [--decode-chunk N] [--repeat N]\n"
     "BUNDLE comes from `posecrafter export`, POSES is OpenPose JSON: a file, or a folder with a file for each frame.\n"
     "--out FOLDER writes PNG files, FILE.mp4 goes through ffmpeg, FILE.rgb is raw [M, H, W, 3].\n"
     "--repeat N renders N times more and prints the p50 and p99 of their latency.\n";
@@ -42,8 +41,8 @@ double milliseconds_since(Clock::time_point start) {
 
 Words read_words(int count, char** values) {
     static const std::vector<std::string> known = {
-        "--out",      "--engine",    "--engine-library", "--device", "--precision",    "--threads", "--steps",
-        "--guidance", "--inversion", "--seed",           "--window", "--decode-chunk", "--repeat"};
+        "--out",      "--engine",    "--engine-library", "--device", "--precision", "--threads",      "--steps",
+        "--guidance", "--inversion", "--seed",           "--person", "--window",    "--decode-chunk", "--repeat"};
     Words words;
     for (int i = 1; i < count; ++i) {
         const std::string word = values[i];
@@ -162,6 +161,7 @@ void run(const Words& words) {
     set(words, "--precision", options.precision);
     set(words, "--threads", options.threads);
     posecrafter::Session session(words.at("bundle"), options);
+    if (words.count("--person")) session.load_person(words.at("--person"));
     const double opened = milliseconds_since(start);
     const auto poses = posecrafter::Poses::read(words.at("poses"));
     const posecrafter::Request request = make_request(words, poses);

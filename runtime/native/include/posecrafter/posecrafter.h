@@ -66,7 +66,8 @@ typedef struct pc_options {
     const char* engine;         /* "onnxruntime", "openvino", "tensorrt", or the path of a module; NULL or "auto": the
                                    first of openvino and onnxruntime that opens */
     const char* engine_library; /* the engine's own library, "/.../libonnxruntime.so.1"; NULL: the loader's path */
-    const char* device;         /* "cpu"; for onnxruntime also "cuda", "tensorrt"; NULL: the engine's default */
+    const char* device;         /* "cpu"; for onnxruntime also "cuda", "tensorrt"; for tensorrt "cuda" or "cuda:1", ...;
+                                   NULL: the engine's default */
     const char* precision;      /* of openvino's arithmetic, "fp32" or "bf16"; NULL: the engine's default */
 } pc_options;
 
@@ -78,19 +79,33 @@ static inline void pc_options_init(pc_options* options) {
 
 /* Verify and open a bundle folder. options: NULL for the defaults. The session is given back to pc_close.
  * Codes: "bundle-missing", "bundle-manifest", "bundle-format", "bundle-path", "bundle-file-missing", "bundle-hash",
- * "bundle-person", "bundle-shared" (not a merged bundle), "engine-unknown", "engine-missing", "engine-version" (the
- * engine's library is too old), "engine-device", "engine-precision", "null-argument", "struct-size". Graphs are loaded
- * when they are first needed. */
+ * "bundle-person", "pack-weights" (of a bundle exported with --shared), "engine-unknown", "engine-missing",
+ * "engine-version" (the engine's library is too old), "engine-device", "engine-precision", "engine-memory",
+ * "null-argument", "struct-size". Graphs are loaded when they are first needed. */
 PC_API pc_status pc_open(const char* bundle, const pc_options* options, pc_session** session);
 
 /* Free the session and set *session to NULL. NULL in *session is not an error. Code: "session-busy". */
 PC_API pc_status pc_close(pc_session** session);
 
-/* Exchange the person of a bundle whose graphs take the person's weights as inputs. Code: "bundle-merged" for a bundle
- * whose one person is part of its weights, which is the only kind that this release opens: open another bundle. */
-PC_API pc_status pc_load_person(pc_session* session, const char* name);
+/* Render this person from the next call on. Only a bundle exported with --shared holds more than one: its graphs take a
+ * person's weights as inputs, and a pack (a folder that `posecrafter export --person` writes) holds them.
+ *
+ * person: a name in the bundle's persons/, else the path of a pack's folder anywhere, made on the same base; borrowed.
+ *     NULL: the bundle's own person, as after pc_open (for a merged bundle, its only one).
+ * MEMORY  The first call for a person verifies the pack, reads it and copies its weights to the engine; a later call
+ * with the same text binds what is there, so that going from A to B and back costs nothing and renders A to the bit,
+ *     whatever became of the folder. Everybody who was loaded stays in memory until the session is closed: his weights
+ *     (the size of weights.safetensors), latents and inverted frames.
+ * AFTERWARDS  pc_describe tells of this person (width, height, training_frames, fps, prompt), and requests are planned
+ *     for him: read it again before buffers are sized. Plans that were made before are not changed.
+ *     After a refusal the session renders whom it rendered before.
+ * Codes: "bundle-merged" (a merged bundle, and person is not NULL), "pack-missing" (nobody of that name, or a pack that
+ * lacks a file), "pack-format", "pack-hash" (a file was altered), "pack-base" (made on another base), "pack-weights"
+ * (tensors that the graphs do not take, or not finite), "bundle-person", "poses-json", "engine-memory",
+ * "null-argument", "session-busy". */
+PC_API pc_status pc_load_person(pc_session* session, const char* person);
 
-/* What an open bundle is. Texts are valid until the session is closed. */
+/* What an open bundle is, with the person it renders now. Texts are valid until the session is closed. */
 typedef struct pc_description {
     uint32_t struct_size;
     int32_t width, height;   /* W, H of the frames, in pixels */
@@ -104,7 +119,7 @@ typedef struct pc_description {
     double guidance, control_scale;
     double fps;                  /* of the training video */
     const char* pose_style;      /* "v1.1", "v1.0", "v1.1-small" */
-    const char* prompt;          /* the one the person was tuned with */
+    const char* prompt;          /* the one that the person was tuned with */
     const char *engine, *device; /* what the session runs on */
 } pc_description;
 
@@ -242,7 +257,8 @@ static inline void pc_output_init(pc_output* output) {
 
 /* Render a request. output: NULL where the preview callback takes the frames.
  * Codes: those of pc_plan, "buffer-size", "cancelled", "engine-load", "engine-run", "engine-memory",
- * "nan-latents". */
+ * "nan-latents"; of the engine tensorrt also "plan-missing", "plan-record", "plan-version", "plan-stale",
+ * "plan-target", "plan-altered", "plan-size". */
 PC_API pc_status pc_render(pc_session* session, const pc_request* request, const pc_output* output);
 
 /* Draw the control images of the request's poses at the bundle's size, in the bundle's style: uint8 RGB [M, H, W, 3]

@@ -120,7 +120,9 @@ class Session {
         check(pc_describe(get(), &out));
         return out;
     }
-    void load_person(const std::string& name) { check(pc_load_person(get(), name.c_str())); }
+    // A name in a shared bundle's persons/, or a pack's folder; without, the bundle's own person.
+    void load_person(const std::string& person) { check(pc_load_person(get(), person.c_str())); }
+    void load_person() { check(pc_load_person(get(), nullptr)); }
 
     Plan plan(const Request& request) const {
         pc_planned* raw = nullptr;
