@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +16,8 @@ import pytest
 
 from posecrafter.errors import PoseError, VideoError
 from posecrafter.pose import BODY, FACE, PoseTrack, extract, extract_poses, setup_extractor
+from posecrafter.pose.estimators import BLAZEPOSE
 from posecrafter.pose.extract import name_ranges, run_extractor
-from posecrafter.progress import silent
 from posecrafter.video import read_video, write_video
 
 # An estimator that finds a nose at (mean of the frame, 5), and nobody in frames whose mean is below 50.
@@ -40,14 +43,24 @@ def fake(folder: Path, hook: str = "pass") -> Path:
     return path
 
 
+def use(script: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the script the estimator that extract_poses asks."""
+    monkeypatch.setattr(extract, "extractor_python", lambda environment: Path(sys.executable))
+    monkeypatch.setattr(extract, "BLAZEPOSE", replace(BLAZEPOSE, script=script))
+
+
+def asked(script: Path, frames: Any) -> Iterator[tuple[int, bytes]]:
+    header = {"frames": len(frames), "width": frames.shape[2], "height": frames.shape[1]}
+    return run_extractor(Path(sys.executable), script, header, enumerate(frames))
+
+
 def grey(*levels: int) -> Any:
     return np.stack([np.full((16, 32, 3), level, np.uint8) for level in levels])
 
 
 @pytest.fixture
 def faked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(extract, "extractor_python", lambda: Path(sys.executable))
-    monkeypatch.setattr(extract, "SCRIPT", fake(tmp_path))
+    use(fake(tmp_path), monkeypatch)
 
 
 def clip(folder: Path, *levels: int) -> Path:
@@ -56,15 +69,16 @@ def clip(folder: Path, *levels: int) -> Path:
 
 
 def test_every_frame_reaches_the_extractor_unchanged_and_in_order(tmp_path: Path) -> None:
-    answers = run_extractor(Path(sys.executable), fake(tmp_path), grey(60, 200, 90), silent)
-    noses = [answer["people"][0]["pose_keypoints_2d"][0] for answer in answers]
-    assert noses == [60, 200, 90]
+    answers = list(asked(fake(tmp_path), grey(60, 200, 90)))
+    assert [json.loads(answer)["people"][0]["pose_keypoints_2d"][0] for _, answer in answers] == [60, 200, 90]
+    assert [index for index, _ in answers] == [0, 1, 2]
 
 
+@pytest.mark.usefixtures("faked")
 def test_progress_counts_frames_to_the_last(tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
     progress = lambda stage, done, total, detail="": seen.append((done, total))  # noqa: E731
-    run_extractor(Path(sys.executable), fake(tmp_path), grey(60, 60, 60), progress)
+    extract_poses(clip(tmp_path, 60, 60, 60), progress)
     assert seen == [(0, 3), (1, 3), (2, 3), (3, 3)]
 
 
@@ -76,20 +90,20 @@ def test_progress_counts_frames_to_the_last(tmp_path: Path) -> None:
     ],
 )
 def test_an_extractor_that_stops_or_babbles_is_reported_with_its_last_words(tmp_path: Path, hook: str) -> None:
-    with pytest.raises(PoseError, match=r"frame 1 of 3 .*out of luck") as caught:
-        run_extractor(Path(sys.executable), fake(tmp_path, hook), grey(60, 60, 60), silent)
+    with pytest.raises(PoseError, match=r"at frame 1 of .*out of luck") as caught:
+        list(asked(fake(tmp_path, hook), grey(60, 60, 60)))
     assert caught.value.code == "extractor-failed"
 
 
-def test_an_interrupt_ends_the_subprocess(tmp_path: Path) -> None:
+def test_an_interrupt_ends_the_subprocess(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use(fake(tmp_path, "import time; time.sleep(0.05)"), monkeypatch)
+
     def interrupt(stage: str, done: int, total: int, detail: str = "") -> None:
         if done == 1:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_extractor(
-            Path(sys.executable), fake(tmp_path, "import time; time.sleep(0.05)"), grey(*[60] * 100), interrupt
-        )
+        extract_poses(clip(tmp_path, *[60] * 100), interrupt)
     pid = int((tmp_path / "fake.py.pid").read_text())
     time.sleep(0.05)
     with pytest.raises(ProcessLookupError):
