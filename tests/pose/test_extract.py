@@ -11,13 +11,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 
-from posecrafter.errors import PoseError, VideoError
+from posecrafter.errors import PoseError, RequestError, VideoError
 from posecrafter.pose import BODY, FACE, PoseTrack, extract, extract_poses, setup_extractor
 from posecrafter.pose.estimators import BLAZEPOSE
 from posecrafter.pose.extract import name_ranges, run_extractor
+from posecrafter.pose.kept import Kept
 from posecrafter.video import read_video, write_video
 
 # An estimator that finds a nose at (mean of the frame, 5), and nobody in frames whose mean is below 50.
@@ -151,6 +153,74 @@ def test_ranges_of_frames_read_as_people_write_them() -> None:
     assert name_ranges([4]) == "4"
 
 
+# --- stopped and gone on with
+
+
+def test_a_stopped_extraction_goes_on_where_it_was_and_a_finished_one_asks_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(fake(tmp_path, "open(__file__ + '.asked', 'a').write(str(round(mean)) + ' ')"), monkeypatch)
+    monkeypatch.setattr(extract, "BLAZEPOSE", replace(extract.BLAZEPOSE, memory=2))
+    levels = [60, 80, 100, 120, 140, 160, 180]
+    video, kept = clip(tmp_path, *levels), Kept()
+
+    def interrupt(stage: str, done: int, total: int, detail: str = "") -> None:
+        if done == 4:
+            raise KeyboardInterrupt
+
+    def asked_for() -> list[int]:
+        noted = tmp_path / "fake.py.asked"
+        values = [round(int(text) / 20) * 20 for text in noted.read_text().split()] if noted.exists() else []
+        noted.unlink(missing_ok=True)
+        return values
+
+    whole = extract_poses(video)
+    assert asked_for() == levels
+    with pytest.raises(KeyboardInterrupt):
+        extract_poses(video, interrupt, kept=kept)
+    asked_for()
+    track = extract_poses(video, kept=kept)
+    # Two frames before, for the model's memory, and the three that were missing.
+    assert asked_for() == [100, 120, 140, 160, 180]
+    assert np.array_equal(track.xy, whole.xy)
+    assert np.array_equal(extract_poses(video, kept=kept).xy, whole.xy)
+    assert asked_for() == []
+
+
+# --- one of several, with an estimator that sees everybody
+
+
+EVERYBODY = """
+import json, sys
+header = json.loads(sys.stdin.buffer.readline())
+size = header["width"] * header["height"] * 3
+for index in range(header["frames"]):
+    sys.stdin.buffer.read(size)
+    shown = [(4, 3), (20 - index, 8)][:: -1 if index % 2 else 1]
+    people = [{"pose_keypoints_2d": [x, 5, 1] + [0] * 51} for x, _ in shown]
+    boxes = [[x - side / 2, 5 - side / 2, x + side / 2, 5 + side / 2] for x, side in shown]
+    canvas = {"canvas_width": header["width"], "canvas_height": header["height"], "keypoint_units": "pixel"}
+    print(json.dumps({"people": people, "boxes": boxes, **canvas}), flush=True)
+"""
+
+
+@pytest.mark.parametrize(("person", "noses"), [("0", [4, 4, 4]), ("1", [20, 19, 18]), ("largest", [20, 19, 18])])
+def test_one_of_everybody_is_followed_in_whatever_order_they_come(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, person: str, noses: list[int]
+) -> None:
+    (tmp_path / "all.py").write_text(EVERYBODY)
+    use(tmp_path / "all.py", monkeypatch)
+    monkeypatch.setattr(extract, "BLAZEPOSE", replace(extract.BLAZEPOSE, everybody=True))
+    assert extract_poses(clip(tmp_path, 60, 60, 60), person=person).xy[:, 0, 0].tolist() == noses
+
+
+@pytest.mark.usefixtures("faked")
+def test_a_choice_that_is_none_is_refused_before_the_video_is_read(tmp_path: Path) -> None:
+    with pytest.raises(RequestError) as caught:
+        extract_poses(tmp_path / "none.mp4", person="tallest")
+    assert caught.value.code == "person-syntax"
+
+
 # --- the real estimator, ten frames of a real clip
 
 
@@ -225,3 +295,41 @@ def test_a_real_clip_with_a_black_frame_names_that_frame(carphone: tuple[Path, P
     write_video(tmp_path / "dark.mp4", frames, 25)
     with pytest.raises(PoseError, match="frame 0 "):
         extract_poses(tmp_path / "dark.mp4")
+
+
+@pytest.fixture(scope="module")
+def pair(carphone: tuple[Path, PoseTrack], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float, float]:
+    """The man of the clip twice in one picture: small on the left, and large and mirrored on the right, where he moves
+    to the left. With the scales."""
+    small, large = 1.25, 2.0
+    frames = read_video(carphone[0], 55, 64).frames
+    canvas = np.full((len(frames), 300, 640, 3), 90, np.uint8)
+    for index, frame in enumerate(frames):
+        canvas[index, 100:280, 10:230] = cv2.resize(frame, (220, 180), interpolation=cv2.INTER_CUBIC)
+        mirrored = cv2.resize(frame[:, ::-1], (352, 288), interpolation=cv2.INTER_CUBIC)
+        left = 280 - 4 * index
+        canvas[index, 6:294, left : left + 352] = mirrored
+    path = tmp_path_factory.mktemp("pair") / "pair.mp4"
+    write_video(path, canvas, 25)
+    return path, small, large
+
+
+@pytest.mark.parametrize("person", ["0", "largest"])
+def test_one_of_two_real_people_is_followed_and_found_where_he_is(
+    carphone: tuple[Path, PoseTrack], pair: tuple[Path, float, float], person: str
+) -> None:
+    path, small, large = pair
+    alone, track = carphone[1], extract_poses(path, person=person)
+    if person == "0":
+        truth = alone.xy * small + np.array([10, 100])
+        scale, points = small, [0, 1, 2, 5, 14, 15]
+    else:
+        left = 280 - 4 * np.arange(10)[:, None]
+        truth = alone.xy * large + np.array([0, 6])
+        truth[..., 0] = left + 352 - (truth[..., 0])
+        # In the mirror his right is his left.
+        truth = truth[:, [0, 1, 5, 3, 4, 2, *range(6, 14), 15, 14, *range(16, 130)]]
+        scale, points = large, [0, 1, 2, 5, 14, 15]
+    assert track.visible[:, points].all()
+    error = np.linalg.norm(track.xy - truth, axis=2)[:, points] / scale
+    assert error.mean() < 4  # of the clip's 176 pixels; the other one is 200 away
