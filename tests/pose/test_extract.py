@@ -297,39 +297,38 @@ def test_a_real_clip_with_a_black_frame_names_that_frame(carphone: tuple[Path, P
         extract_poses(tmp_path / "dark.mp4")
 
 
+PAIR = 6  # frames
+
+
 @pytest.fixture(scope="module")
-def pair(carphone: tuple[Path, PoseTrack], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float, float]:
+def pair(carphone: tuple[Path, PoseTrack], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Kept]:
     """The man of the clip twice in one picture: small on the left, and large and mirrored on the right, where he moves
-    to the left. With the scales."""
-    small, large = 1.25, 2.0
-    frames = read_video(carphone[0], 55, 64).frames
-    canvas = np.full((len(frames), 300, 640, 3), 90, np.uint8)
+    to the left."""
+    frames = read_video(carphone[0], 55, 54 + PAIR).frames
+    canvas = np.full((PAIR, 300, 640, 3), 90, np.uint8)
     for index, frame in enumerate(frames):
         canvas[index, 100:280, 10:230] = cv2.resize(frame, (220, 180), interpolation=cv2.INTER_CUBIC)
-        mirrored = cv2.resize(frame[:, ::-1], (352, 288), interpolation=cv2.INTER_CUBIC)
         left = 280 - 4 * index
-        canvas[index, 6:294, left : left + 352] = mirrored
+        canvas[index, 6:294, left : left + 352] = cv2.resize(frame[:, ::-1], (352, 288), interpolation=cv2.INTER_CUBIC)
     path = tmp_path_factory.mktemp("pair") / "pair.mp4"
     write_video(path, canvas, 25)
-    return path, small, large
+    return path, Kept()
 
 
 @pytest.mark.parametrize("person", ["0", "largest"])
 def test_one_of_two_real_people_is_followed_and_found_where_he_is(
-    carphone: tuple[Path, PoseTrack], pair: tuple[Path, float, float], person: str
+    carphone: tuple[Path, PoseTrack], pair: tuple[Path, Kept], person: str
 ) -> None:
-    path, small, large = pair
-    alone, track = carphone[1], extract_poses(path, person=person)
+    path, kept = pair
+    alone, track = carphone[1][:PAIR], extract_poses(path, person=person, kept=kept)
+    nose, right_eye, left_eye = (alone.xy[:, point] for point in (0, 14, 15))
     if person == "0":
-        truth = alone.xy * small + np.array([10, 100])
-        scale, points = small, [0, 1, 2, 5, 14, 15]
+        truth = [point * 1.25 + np.array([10, 100]) for point in (nose, right_eye, left_eye)]
     else:
-        left = 280 - 4 * np.arange(10)[:, None]
-        truth = alone.xy * large + np.array([0, 6])
-        truth[..., 0] = left + 352 - (truth[..., 0])
         # In the mirror his right is his left.
-        truth = truth[:, [0, 1, 5, 3, 4, 2, *range(6, 14), 15, 14, *range(16, 130)]]
-        scale, points = large, [0, 1, 2, 5, 14, 15]
-    assert track.visible[:, points].all()
-    error = np.linalg.norm(track.xy - truth, axis=2)[:, points] / scale
-    assert error.mean() < 4  # of the clip's 176 pixels; the other one is 200 away
+        right_edge = np.stack([280.0 - 4 * np.arange(PAIR) + 352, np.full(PAIR, 6.0)], axis=1)
+        truth = [right_edge + point * np.array([-2.0, 2.0]) for point in (nose, left_eye, right_eye)]
+    apart = np.linalg.norm(truth[1] - truth[2], axis=1)
+    for point, place in zip((0, 14, 15), truth, strict=True):
+        assert track.visible[:, point].all()
+        assert (np.linalg.norm(track.xy[:, point] - place, axis=1) < apart / 2).all(), point
