@@ -53,6 +53,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 extractor: $(INSTALLED)
 	$(BIN)/posecrafter poses setup
+	$(BIN)/posecrafter poses setup --estimator dwpose
 
 # With OpenVINO's wheel in the environment its module is built too.
 native: $(INSTALLED)

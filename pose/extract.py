@@ -103,7 +103,7 @@ def _answer(
         return
     # An estimator that follows a person is shown the frames before, as in an uninterrupted run, and not listened to.
     start = max(0, done - estimator.memory)
-    header = {"frames": count - start, "width": clip.width, "height": clip.height}
+    header: dict[str, Any] = {"frames": count - start, "width": clip.width, "height": clip.height}
     header |= {kind: str(path.resolve()) for kind, path in estimator.models.items()}
     progress(stage, done, count, f"going on at frame {clip.first + done}" if done else "start")
     with closing(clip.frames(start)) as frames:

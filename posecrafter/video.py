@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from contextlib import closing
 from dataclasses import dataclass
 from fractions import Fraction
@@ -42,7 +42,7 @@ class Clip:
     def __len__(self) -> int:
         return self.last - self.first + 1
 
-    def frames(self, start: int = 0) -> Iterator[NDArray[np.uint8]]:
+    def frames(self, start: int = 0) -> Generator[NDArray[np.uint8], None, None]:
         """The clip's frames from its frame `start` on: uint8 [H, W, 3] RGB. One is in memory at a time."""
         with closing(_pictures(self.path)) as pictures:
             for picture in islice(pictures, self.first + start, self.last + 1):
@@ -99,7 +99,7 @@ def _rate(path: Path) -> float:
         return float(container.streams.video[0].average_rate or 25)
 
 
-def _pictures(path: Path) -> Iterator[av.VideoFrame]:
+def _pictures(path: Path) -> Generator[av.VideoFrame, None, None]:
     """Every frame in order, all of one size; a video that has lost frames is refused at its end."""
     count, size = 0, (0, 0)
     try:
