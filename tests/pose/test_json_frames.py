@@ -29,12 +29,15 @@ def test_a_list_is_cut_into_its_frames_wherever_the_text_is_cut(
         assert list(json_frames.frames_of(path)) == items
 
 
-def test_a_long_file_is_read_in_little_more_memory_than_its_poses_take(tmp_path: Path) -> None:
+def test_a_long_file_is_read_in_little_more_memory_than_its_poses_take(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rng = np.random.default_rng(0)
     one = PoseTrack(rng.uniform(0, 90, (1, 130, 2)), rng.uniform(0.5, 1, (1, 130)), 100, 80)
     write_poses(tmp_path / "one.json", one)
     line = (tmp_path / "one.json").read_text().strip()[1:-1].strip()
-    frames = 2_000
+    frames = 300  # tracing memory makes this slow
+    monkeypatch.setattr(json_frames, "CHUNK", 1 << 14)
     path = tmp_path / "long.json"
     path.write_text("[" + ",\n".join([line] * frames) + "]")
     tracemalloc.start()
