@@ -14,12 +14,12 @@ INSTALLED := $(VENV)/.installed
 TYPED := build/typed
 CPP = $(shell find runtime/native tests/native -name '*.[ch]' -o -name '*.[ch]pp')
 
-.PHONY: demo test check format setup extractor native gpu-records clean
+.PHONY: demo test check format setup extractor dwpose native gpu-records clean
 
 demo: $(INSTALLED) extractor
 	$(BIN)/posecrafter demo --out out/demo
 
-test: $(INSTALLED) extractor native
+test: $(INSTALLED) extractor dwpose native
 	$(BIN)/python -m pytest
 
 # Editors and mypy cannot follow an editable install's import hook, so types are checked on a plain copy of the package.
@@ -53,6 +53,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 extractor: $(INSTALLED)
 	$(BIN)/posecrafter poses setup
+
+# The optional estimator's environment, which its tests run.
+dwpose: $(INSTALLED)
+	$(BIN)/posecrafter poses setup --estimator dwpose
 
 # With OpenVINO's wheel in the environment its module is built too.
 native: $(INSTALLED)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from posecrafter.errors import PoseError
 from posecrafter.files import atomic_write
+from posecrafter.pose.json_frames import frames_of, is_list
 from posecrafter.pose.track import BODY, FACE, KEY_POINTS, LEFT_HAND, RIGHT_HAND, Floats, PoseTrack
 
 PARTS: dict[str, tuple[slice, tuple[int, ...]]] = {
@@ -33,6 +34,9 @@ BODY_18_OF_25 = (0, 1, 2, 3, 4, 5, 6, 7, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18)
 LARGEST_FRACTION = 2.0
 LARGEST_SIDE = 16_384
 UNITS = ("pixel", "fraction")
+# That many points of somebody within two pixels of the corner are no accident.
+FEW = 3
+ORIGIN = "extracted_from"
 
 Points = npt.NDArray[np.float64]
 
@@ -62,6 +66,7 @@ def read_poses(path: Path | str, canvas: tuple[int, int] | None = None) -> PoseT
             raise PoseError(
                 "poses-missing", f"{path} holds no .json file; name a folder of OpenPose frames or one file"
             )
+        _check_alike(files)
         frames = [frame for file in files for frame in _file_frames(file)]
     elif path.is_file():
         frames = list(_file_frames(path))
@@ -70,33 +75,43 @@ def read_poses(path: Path | str, canvas: tuple[int, int] | None = None) -> PoseT
     return _track(str(path), frames, canvas)
 
 
+def read_origin(path: Path | str) -> dict[str, Any] | None:
+    """What write_poses was told that the poses in a file were extracted from; None if it was not, or there is no such
+    file."""
+    try:
+        first = next(iter(frames_of(Path(path))))
+    except (OSError, PoseError):
+        return None
+    origin = first.get(ORIGIN) if isinstance(first, dict) else None
+    return origin if isinstance(origin, dict) else None
+
+
 def parse_frames(name: str, objects: Iterable[Any], canvas: tuple[int, int] | None = None) -> PoseTrack:
     """A track from OpenPose frame objects that are already parsed; `name` stands for the file in errors."""
     return _track(name, [_frame(f"{name}, frame {index}", item) for index, item in enumerate(objects)], canvas)
 
 
-def write_poses(path: Path | str, track: PoseTrack) -> None:
+def write_poses(path: Path | str, track: PoseTrack, origin: dict[str, Any] | None = None) -> None:
     """Write a track as OpenPose JSON, atomically; read_poses gives back the same float32 numbers.
 
-    Raises PoseError poses-json if path is a folder; PoseCrafterError disk-full, not-writable.
+    origin: what the poses were extracted from, for read_origin; it stands in the first frame, where readers that do not
+    know it pass over it. Raises PoseError poses-json if path is a folder; PoseCrafterError disk-full, not-writable.
     """
     path = Path(path)
     if path.is_dir():
         raise PoseError("poses-json", f"{path} is a folder; name the .json file to write")
     table = np.concatenate([track.xy, track.score[..., None]], axis=2)
-    lines = ",\n".join(
-        json.dumps(
-            {
+    with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        for index, points in enumerate(table):
+            frame = {
                 "people": [_person(points)] if points[:, 2].any() else [],
                 "canvas_width": track.width,
                 "canvas_height": track.height,
                 "keypoint_units": "pixel",
             }
-        )
-        for points in table
-    )
-    with atomic_write(path) as temporary:
-        temporary.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
+            about = {ORIGIN: origin} if origin and index == 0 else {}
+            file.write(("[\n" if index == 0 else ",\n") + json.dumps(frame | about))
+        file.write("\n]\n")
 
 
 def _person(points: Floats) -> dict[str, list[float]]:
@@ -116,20 +131,21 @@ def _natural(path: Path) -> list[tuple[int, str]]:
     return [(int(piece), "") if piece.isdecimal() else (-1, piece) for piece in re.split(r"(\d+)", path.name)]
 
 
-def _file_frames(path: Path) -> list[_Frame]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+def _check_alike(files: list[Path]) -> None:
+    """Raises PoseError poses-json for a folder that holds frames and, beside them, lists of frames."""
+    lists, frames = [file for file in files if is_list(file)], [file for file in files if not is_list(file)]
+    if lists and frames:
         raise PoseError(
-            "poses-json", f"{path}, line {error.lineno}, column {error.colno}: not valid JSON ({error.msg})"
-        ) from error
-    except (UnicodeDecodeError, RecursionError, ValueError) as error:
-        raise PoseError("poses-json", f"{path} is not a JSON text of poses ({type(error).__name__})") from error
-    if isinstance(content, dict):
-        return [_frame(str(path), content)]
-    if not isinstance(content, list) or not content:
-        raise PoseError("poses-json", f"{path} holds no frame; OpenPose JSON is a frame object or a list of them")
-    return [_frame(f"{path}, frame {index}", item) for index, item in enumerate(content)]
+            "poses-json",
+            f"{files[0].parent} holds files of one frame ({frames[0].name}) and lists of frames ({lists[0].name}); "
+            "put them into folders of their own, or name one file",
+        )
+
+
+def _file_frames(path: Path) -> Iterator[_Frame]:
+    listed = is_list(path)
+    for index, item in enumerate(frames_of(path)):
+        yield _frame(f"{path}, frame {index}" if listed else str(path), item)
 
 
 def _frame(name: str, item: Any) -> _Frame:
@@ -201,15 +217,34 @@ def _is_side(value: Any) -> bool:
 
 
 def _track(name: str, frames: list[_Frame], canvas: tuple[int, int] | None) -> PoseTrack:
-    """Settle the canvas and the units of the whole file, then scale to pixels."""
+    """Settle the canvas and the units of the whole file, then scale to pixels. Empties `frames`: files can be long."""
     width, height = _one_canvas(name, frames, canvas)
-    points = np.stack([frame.points for frame in frames])
+    scale = np.array([width, height] if _in_fractions(name, frames) else [1, 1])
+    xy = np.empty((len(frames), KEY_POINTS, 2), np.float32)
+    score = np.empty((len(frames), KEY_POINTS), np.float32)
+    for index in reversed(range(len(frames))):
+        frame = frames.pop()
+        xy[index], score[index] = frame.points[:, :2] * scale, frame.points[:, 2]
+    return PoseTrack(xy, score, width, height)
+
+
+def _in_fractions(name: str, frames: list[_Frame]) -> bool:
+    """Whether coordinates are fractions of the canvas: as the frames say, else by their size."""
     units = {frame.units for frame in frames if frame.units}
     if len(units) > 1:
         raise PoseError("poses-json", f"{name}: keypoint_units differ between frames ({', '.join(sorted(units))})")
-    fractions = "fraction" in units or (not units and bool((np.abs(points[..., :2]) <= LARGEST_FRACTION).all()))
-    scale = np.array([width, height]) if fractions else np.ones(2)
-    return PoseTrack((points[..., :2] * scale).astype(np.float32), points[..., 2].astype(np.float32), width, height)
+    unsaid = [(float(np.abs(frame.points[:, :2]).max()), frame) for frame in frames if not frame.units]
+    small = [frame.name for size, frame in unsaid if size <= LARGEST_FRACTION and (frame.points[:, 2] > 0).sum() >= FEW]
+    large = [frame.name for size, frame in unsaid if size > LARGEST_FRACTION]
+    fraction = [frame.name for frame in frames if frame.units == "fraction"] or small
+    pixel = [frame.name for frame in frames if frame.units == "pixel"] or large
+    if (small and pixel) or (large and fraction):
+        raise PoseError(
+            "poses-json",
+            f"{fraction[0]} is in fractions of the canvas and {pixel[0]} in pixels, as their coordinates say; bring "
+            'them to one scale, or write in every frame "keypoint_units": "pixel" or "fraction"',
+        )
+    return bool(fraction) or not pixel
 
 
 def _one_canvas(name: str, frames: list[_Frame], given: tuple[int, int] | None) -> tuple[int, int]:

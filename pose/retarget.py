@@ -97,7 +97,7 @@ def compare(
         ratios, scale = {}, 0.0
     elif not apart and abs(scale) <= DOUBT * error:
         scale = 0.0  # the same place and a size that builds differ by: the camera is taken to be the same
-    factors = {bone: float(np.exp(_residual(bone, ratios, scale))) for bone in ratios}
+    factors = _factors(ratios, scale)
     for part in keep:
         factors |= dict.fromkeys(LIMBS.get(part, ()), 1.0)
     delta = np.zeros_like(mine.head.shape) if mine.head else None
@@ -152,11 +152,16 @@ def _common_scale(ratios: dict[str, tuple[float, float]]) -> tuple[float, float]
     return median, float(1 / np.sqrt(weights.sum()))
 
 
-def _residual(bone: str, ratios: dict[str, tuple[float, float]], scale: float) -> float:
-    """What a bone differs by beyond the body's scale: 0 within the doubt, else the most likely value (normal prior)."""
-    ratio, error = ratios[bone]
-    rest, varies = ratio - scale, VARIES.get(bone, LIMB_VARIES)
-    return 0.0 if abs(rest) <= DOUBT * error else rest * varies**2 / (varies**2 + error**2)
+def _factors(ratios: dict[str, tuple[float, float]], scale: float) -> dict[str, float]:
+    """What each bone differs by beyond the body's scale: its most likely value (normal prior).
+
+    1 throughout while no bone differs plainly: it may be the same person. One that does shows that it is another.
+    """
+    rests = {bone: (ratio - scale, error) for bone, (ratio, error) in ratios.items()}
+    if all(abs(rest) <= DOUBT * error for rest, error in rests.values()):
+        return dict.fromkeys(rests, 1.0)
+    prior = {bone: VARIES.get(bone, LIMB_VARIES) ** 2 for bone in rests}
+    return {bone: float(np.exp(rest * prior[bone] / (prior[bone] + error**2))) for bone, (rest, error) in rests.items()}
 
 
 def _framing(mine: Proportions, theirs: Proportions) -> tuple[str, bool]:

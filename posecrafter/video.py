@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
+from contextlib import closing
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 
 import av
@@ -26,6 +28,41 @@ class Video:
         return len(self.frames)
 
 
+@dataclass(frozen=True)
+class Clip:
+    """Frames `first`..`last` (both included) of a video that decodes whole, read one at a time."""
+
+    path: Path
+    first: int
+    last: int
+    width: int
+    height: int
+    fps: float
+
+    def __len__(self) -> int:
+        return self.last - self.first + 1
+
+    def frames(self, start: int = 0) -> Generator[NDArray[np.uint8], None, None]:
+        """The clip's frames from its frame `start` on: uint8 [H, W, 3] RGB. One is in memory at a time."""
+        with closing(_pictures(self.path)) as pictures:
+            for picture in islice(pictures, self.first + start, self.last + 1):
+                yield _rgb(picture)
+
+
+def open_clip(path: Path | str, first: int | None = None, last: int | None = None) -> Clip:
+    """A clip to read frame by frame, for videos of any length. Decodes all of it once, to know that it can be read.
+
+    Raises: what read_video raises.
+    """
+    path = Path(path)
+    _check_file(path)
+    count, size = 0, (0, 0)
+    for picture in _pictures(path):
+        count, size = count + 1, (picture.width, picture.height)
+    start, stop = _range(path, count, first, last)
+    return Clip(path, start, stop, *size, _rate(path))
+
+
 def read_video(path: Path | str, first: int | None = None, last: int | None = None) -> Video:
     """Decode a video file whole, or its frames `first`..`last` (both included, counted from 0).
 
@@ -33,50 +70,66 @@ def read_video(path: Path | str, first: int | None = None, last: int | None = No
     "video-range".
     """
     path = Path(path)
+    _check_file(path)
+    frames = [_rgb(picture) for picture in _pictures(path)]
+    start, stop = _range(path, len(frames), first, last)
+    return Video(np.stack(frames[start : stop + 1]), _rate(path))
+
+
+def _check_file(path: Path) -> None:
     if not path.is_file():
         raise VideoError("video-missing", f"there is no video file {path}")
     if path.stat().st_size == 0:
         raise VideoError("video-empty", f"{path} has 0 bytes; copy or download it again")
-    frames, fps, expected = _decode(path)
-    if not frames:
-        raise VideoError("video-empty", f"{path} holds no video frame")
-    if expected is not None and len(frames) < expected:
-        raise VideoError(
-            "video-truncated",
-            f"{path} announces {expected} frames and only {len(frames)} can be decoded; copy or download it again",
-        )
-    start, stop = 0 if first is None else first, len(frames) - 1 if last is None else last
-    if not 0 <= start <= stop < len(frames):
-        raise VideoError("video-range", f"frames {start}..{stop} were asked for; {path} has 0..{len(frames) - 1}")
-    return Video(np.stack(frames[start : stop + 1]), fps)
 
 
-def _decode(path: Path) -> tuple[list[NDArray[np.uint8]], float, int | None]:
-    frames: list[NDArray[np.uint8]] = []
-    expected: int | None = None
+def _range(path: Path, count: int, first: int | None, last: int | None) -> tuple[int, int]:
+    start, stop = 0 if first is None else first, count - 1 if last is None else last
+    if not 0 <= start <= stop < count:
+        raise VideoError("video-range", f"frames {start}..{stop} were asked for; {path} has 0..{count - 1}")
+    return start, stop
+
+
+def _rgb(picture: av.VideoFrame) -> NDArray[np.uint8]:
+    return np.asarray(picture.to_ndarray(format="rgb24"), dtype=np.uint8)
+
+
+def _rate(path: Path) -> float:
+    with av.open(str(path)) as container:
+        return float(container.streams.video[0].average_rate or 25)
+
+
+def _pictures(path: Path) -> Generator[av.VideoFrame, None, None]:
+    """Every frame in order, all of one size; a video that has lost frames is refused at its end."""
+    count, size = 0, (0, 0)
     try:
         with av.open(str(path)) as container:
             if not container.streams.video:
                 raise VideoError("video-empty", f"{path} has no video stream")
             stream = container.streams.video[0]
-            expected = stream.frames or None
-            fps = float(stream.average_rate or 25)
-            for frame in container.decode(stream):
-                image = np.asarray(frame.to_ndarray(format="rgb24"), dtype=np.uint8)
-                if frames and image.shape != frames[0].shape:
-                    (h0, w0), (h, w) = frames[0].shape[:2], image.shape[:2]
+            expected = stream.frames or 0
+            for picture in container.decode(stream):
+                if count and (picture.width, picture.height) != size:
                     raise VideoError(
                         "video-size-changes",
-                        f"{path}: frame {len(frames)} is {w}x{h} and frame 0 is {w0}x{h0}; re-encode it at one size",
+                        f"{path}: frame {count} is {picture.width}x{picture.height} and frame 0 is "
+                        f"{size[0]}x{size[1]}; re-encode it at one size",
                     )
-                frames.append(image)
+                count, size = count + 1, (picture.width, picture.height)
+                yield picture
     except av.FFmpegError as error:
-        if frames:
+        if count:
             raise VideoError(
-                "video-truncated", f"{path} breaks off after {len(frames)} frames; copy or download it again"
+                "video-truncated", f"{path} breaks off after {count} frames; copy or download it again"
             ) from error
         raise VideoError("video-unreadable", f"{path} cannot be decoded as a video: {error.strerror}") from error
-    return frames, fps, expected
+    if not count:
+        raise VideoError("video-empty", f"{path} holds no video frame")
+    if count < expected:
+        raise VideoError(
+            "video-truncated",
+            f"{path} announces {expected} frames and only {count} can be decoded; copy or download it again",
+        )
 
 
 def write_video(path: Path | str, frames: Iterable[NDArray[np.uint8]], fps: float) -> None:

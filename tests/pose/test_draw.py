@@ -80,7 +80,7 @@ def test_a_limb_is_9_pixels_thick_spans_its_points_and_has_six_tenths_of_its_col
 
 
 @settings(deadline=None)
-@given(st.floats(10, 86), st.floats(10, 54), st.floats(10, 86), st.floats(10, 54))
+@given(*[st.floats(10, side, width=32) for side in (86, 54, 86, 54)])
 def test_a_limb_fills_the_ellipse_between_its_points_and_nothing_else(
     x1: float, y1: float, x2: float, y2: float
 ) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from posecrafter.errors import PoseError
 from posecrafter.pose import environment
-from posecrafter.pose.environment import REQUIREMENTS, extractor_python, setup_extractor
+from posecrafter.pose.environment import MEDIAPIPE, extractor_python, setup_extractor
 
 
 class Builder:
@@ -44,7 +44,7 @@ def test_a_missing_environment_is_refused_with_the_command_that_makes_it(tmp_pat
 def test_set_up_installs_every_pin_and_a_second_one_does_nothing(tmp_path: Path, builder: Builder) -> None:
     folder = setup_extractor(tmp_path / "env")
     assert extractor_python(folder) == folder / "bin" / "python"
-    assert set(REQUIREMENTS) <= set(builder.commands[1])
+    assert set(MEDIAPIPE.packages) <= set(builder.commands[1])
     assert "--no-deps" in builder.commands[1]
     count = len(builder.commands)
     setup_extractor(folder)

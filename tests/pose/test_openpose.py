@@ -13,7 +13,17 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from posecrafter.errors import PoseError
-from posecrafter.pose import BODY, FACE, LEFT_HAND, RIGHT_HAND, PoseTrack, parse_frames, read_poses, write_poses
+from posecrafter.pose import (
+    BODY,
+    FACE,
+    LEFT_HAND,
+    RIGHT_HAND,
+    PoseTrack,
+    parse_frames,
+    read_poses,
+    write_poses,
+)
+from posecrafter.pose.openpose import read_origin
 
 ARRAYS = {
     "pose_keypoints_2d": (BODY, 18),
@@ -144,9 +154,50 @@ def test_coordinates_within_0_and_1_are_fractions_of_the_canvas(tmp_path: Path, 
     assert np.allclose(track.xy[0, BODY], expected, rtol=1e-6)
 
 
-def test_one_frame_in_pixels_makes_the_whole_file_pixels(tmp_path: Path) -> None:
-    track = read_poses(written(tmp_path, [frame(person(scale=1.0)), frame(person(scale=90))]))
-    assert track.xy[0].max() <= 1
+@pytest.mark.parametrize(
+    ("first", "second"), [({}, {}), ({"keypoint_units": "pixel"}, {}), ({}, {"keypoint_units": "fraction"})]
+)
+def test_frames_in_fractions_beside_frames_in_pixels_are_refused(tmp_path: Path, first: Any, second: Any) -> None:
+    items = [frame(person(scale=90)) | first, frame(person(scale=1.0)) | second]
+    for content in (items, items[::-1]):
+        message = refusal(tmp_path, content)
+        assert "frame 0" in message
+        assert "frame 1" in message
+        assert "keypoint_units" in message
+    said = [item | {"keypoint_units": "pixel"} for item in items]
+    assert read_poses(written(tmp_path, said)).xy[1].max() <= 1
+
+
+def test_a_lone_point_in_the_corner_of_a_file_in_pixels_is_no_fraction(tmp_path: Path) -> None:
+    corner = {"pose_keypoints_2d": [0.5, 1.5, 1.0] + [0.0] * 51}
+    track = read_poses(written(tmp_path, [frame(person(scale=90)), frame(corner)]))
+    assert track.xy[1, 0].tolist() == [0.5, 1.5]
+
+
+def test_a_folder_of_frames_with_a_list_among_them_is_refused_by_both_names(tmp_path: Path) -> None:
+    written(tmp_path, frame(person()), "clip_1.json")
+    written(tmp_path, [frame(person()), frame(person())], "clip_all.json")
+    with pytest.raises(PoseError, match=r"clip_1\.json.*clip_all\.json") as caught:
+        read_poses(tmp_path)
+    assert caught.value.code == "poses-json"
+
+
+def test_negative_coordinates_are_kept(tmp_path: Path) -> None:
+    source = person()
+    source["pose_keypoints_2d"][:2] = [-12.5, -3.0]
+    assert read_poses(written(tmp_path, [frame(source)])).xy[0, 0].tolist() == [-12.5, -3]
+
+
+def test_what_poses_were_extracted_from_is_read_back_and_none_where_it_is_not_said(tmp_path: Path) -> None:
+    origin = {"video": "a.mp4", "first": None, "person": "largest"}
+    track = PoseTrack(np.ones((2, 130, 2)), np.ones((2, 130)), 20, 10)
+    write_poses(tmp_path / "a.json", track, origin)
+    assert read_origin(tmp_path / "a.json") == origin
+    assert np.array_equal(read_poses(tmp_path / "a.json").xy, track.xy)
+    write_poses(tmp_path / "b.json", track)
+    for name in ("b.json", "none.json"):
+        assert read_origin(tmp_path / name) is None
+    assert read_origin(written(tmp_path, "[{", "c.json")) is None
 
 
 def test_a_single_object_is_one_frame(tmp_path: Path) -> None:
@@ -202,6 +253,8 @@ def test_a_canvas_may_be_named_by_the_caller_or_by_some_frames_only(tmp_path: Pa
 
 def test_a_syntax_error_is_named_with_line_and_column(tmp_path: Path) -> None:
     assert "line 2, column 12" in refusal(tmp_path, '[\n{"people": }]')
+    after_good_frames = "[" + ",\n".join([json.dumps(frame(person()))] * 3) + ',\n {"people" []}]'
+    assert "line 4, column 12" in refusal(tmp_path, after_good_frames)
 
 
 @pytest.mark.parametrize("content", ["", "[", "[1", "\ufeff[]", "[]", "null", "3", '"people"', "[" * 100_000])

@@ -91,16 +91,29 @@ def test_extract_writes_the_poses_and_reports_them(
 
     monkeypatch.setattr(posecrafter.pose, "extract_poses", extract_poses)
     out = tmp_path / "out.json"
-    result = run("extract", "clip.mp4", "--out", out, "--first", 2, "--last", 5, "--allow-missing", "--json")
-    assert asked == [Path("clip.mp4"), 2, 5, True]
+    video = tmp_path / "clip.mp4"
+    video.write_bytes(b"a video")
+    words = ("extract", video, "--out", out, "--first", 2, "--last", 5, "--allow-missing", "--person", "largest")
+    result = run(*words, "--json")
+    assert asked[:5] == [video, 2, 5, True, "largest"]
     assert json.loads(result.stdout) == {
         "poses": str(out),
         "frames": 4,
         "width": 96,
         "height": 64,
         "empty_frames": 1,
+        "extracted_before": False,
     }
     assert np.array_equal(posecrafter.pose.read_poses(out).xy[:3], track.xy)
+    asked.clear()
+    assert "nothing to do" in run(*words).stdout
+    assert json.loads(run(*words, "--json").stdout)["extracted_before"] is True
+    assert refusal(*words[:-3], "--person", "largest") == "no-person"
+    assert asked == []
+    video.write_bytes(b"another")
+    run(*words)
+    assert asked
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["clip.mp4", "out.json"]
 
 
 @pytest.mark.parametrize("name", ["out.txt", "folder.json"])
