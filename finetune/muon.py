@@ -97,10 +97,10 @@ def orthogonalise(matrices: Tensor) -> Tensor:
     gram = gram / size.square()
     a, b, c = COEFFICIENTS
     identity = torch.eye(gram.shape[-1], device=gram.device)
-    factor = identity
-    for _ in range(ITERATIONS):
-        polynomial = a * identity + b * gram + c * (gram @ gram)
-        factor = polynomial @ factor
-        gram = polynomial @ gram @ polynomial
+    factor = step = a * identity + b * gram + c * (gram @ gram)
+    for _ in range(ITERATIONS - 1):
+        gram = step @ gram @ step
+        step = a * identity + b * gram + c * (gram @ gram)
+        factor = step @ factor
     result = (factor / size) @ wide
     return result.mT if tall else result

@@ -17,7 +17,7 @@
 namespace posecrafter {
 
 struct EngineOptions {
-    std::string name = "auto";  // the first of "openvino" and "onnxruntime" that opens; "onnxruntime", "openvino",
+    std::string name = "auto";  // "onnxruntime" or "openvino", as the processor is; "onnxruntime", "openvino",
                                 // "tensorrt", or the path of a module
     std::string library, device, precision;  // empty: the engine's default
     int threads = 0;

@@ -64,7 +64,8 @@ typedef struct pc_options {
     uint32_t struct_size;
     int32_t threads;            /* CPU threads; 0: the engine's default, one a core */
     const char* engine;         /* "onnxruntime", "openvino", "tensorrt", or the path of a module; NULL or "auto": the
-                                   first of openvino and onnxruntime that opens */
+                                   first that opens of openvino and onnxruntime, in this order on a processor that
+                                   multiplies bfloat16, in the other elsewhere */
     const char* engine_library; /* the engine's own library, "/.../libonnxruntime.so.1"; NULL: the loader's path */
     const char* device;         /* "cpu"; for onnxruntime also "cuda", "tensorrt"; for tensorrt "cuda" or "cuda:1", ...;
                                    NULL: the engine's default */
