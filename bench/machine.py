@@ -31,6 +31,13 @@ def describe_machine(root: Path, threads: int | None = None) -> dict[str, Any]:
     }
 
 
+def resident_mib(what: str = "VmRSS") -> float:
+    """This process's memory now, or with "VmHWM" at its highest. getrusage's peak is no use: it is handed down by the
+    process that started this one."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith(f"{what}:")) / 1024
+
+
 def cpu_flags() -> list[str]:
     """Those of FLAGS that this processor has."""
     return [flag for flag in FLAGS if flag in _cpu().get("flags", "").split()]

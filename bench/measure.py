@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import statistics
 import sys
 import time
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from posecrafter.bench.cases import FULL, GUIDANCE, LARGE, QUICK, Case, Runner
-from posecrafter.bench.machine import import_seconds, measure_roof
+from posecrafter.bench.machine import import_seconds, measure_roof, resident_mib
 from posecrafter.errors import EngineError
 from posecrafter.pose import PoseTrack
 from posecrafter.runtime import Request, Result, Session
@@ -163,7 +162,7 @@ def _memory(case: Case, run: Path, bundle: Path, threads: int | None = None) -> 
     (runner,) = case.runners
     subject = open_runner(runner, run, bundle, threads)
     subject.render(_request(case, runner, subject.poses, case.steps))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak = resident_mib("VmHWM")
     figures = {"peak_mib": round(peak), "open_seconds": round(subject.seconds, 2), "import_seconds": import_seconds()}
     return [_header(case, runner) | figures]
 

@@ -23,7 +23,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from posecrafter.bench.machine import describe_machine
+from posecrafter.bench.machine import describe_machine, resident_mib
 
 ROOT = Path(__file__).parent.parent
 LIBRARIES = {"onnxruntime": "capi/libonnxruntime.so.*", "openvino": "libs/libopenvino_c.so.*"}
@@ -88,7 +88,6 @@ def compare(
 
 def _child(words: argparse.Namespace) -> None:
     """Python's side, which does what posecrafter-host does."""
-    import resource
 
     from posecrafter.pose import read_poses
     from posecrafter.runtime import Request, Session
@@ -104,7 +103,7 @@ def _child(words: argparse.Namespace) -> None:
             session.render(request)
             latencies.append(1000 * (time.perf_counter() - start))
     print(f"p50 {statistics.median(latencies):.1f} ms")
-    print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.1f} MiB")
+    print(f"peak memory {resident_mib('VmHWM'):.1f} MiB")
 
 
 def main() -> None:

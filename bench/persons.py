@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from posecrafter.bench.machine import describe_machine
+from posecrafter.bench.machine import describe_machine, resident_mib
 from posecrafter.runtime import Request, Session
 from posecrafter.runtime.low_rank import LowRank
 from posecrafter.runtime.person import FOLDER, WEIGHTS
@@ -34,7 +34,7 @@ def measure(bundle: Path, names: list[str], threads: int = 1) -> dict[str, Any]:
     """The figures of this process, which nothing else has run in. names: of the people that it loads."""
     with Session.open(bundle, "onnxruntime", threads) as session:
         request = Request(poses=session.bundle.poses[:1], steps=1)
-        own, before = session.render(request).frames, _resident_mib()
+        own, before = session.render(request).frames, resident_mib()
         loads, cpu, frames = [], [], []
         for name in names:
             start, used = time.perf_counter(), time.process_time()
@@ -42,7 +42,7 @@ def measure(bundle: Path, names: list[str], threads: int = 1) -> dict[str, Any]:
             loads.append(1000 * (time.perf_counter() - start))
             cpu.append(1000 * (time.process_time() - used))
             frames.append(session.render(request).frames)
-        after, swaps, restored = _resident_mib(), [], True
+        after, swaps, restored = resident_mib(), [], True
         for name, seen in zip([None, *names], [own, *frames], strict=True):
             start = time.perf_counter()
             session.load_person(name)
@@ -53,7 +53,7 @@ def measure(bundle: Path, names: list[str], threads: int = 1) -> dict[str, Any]:
         "people": len(names),
         "open_mib": round(before, 1),
         "loaded_mib": round(after, 1),
-        "peak_mib": round(_resident_mib("VmHWM"), 1),
+        "peak_mib": round(resident_mib("VmHWM"), 1),
         "swap_back_ms": _percentiles(swaps),
         "pictures": len(pictures),
         "restored_to_the_bit": restored,
@@ -74,13 +74,6 @@ def record(bundle: Path, kind: str, names: list[str]) -> dict[str, Any]:
     command = [sys.executable, "-m", __spec__.name, "--bundle", str(bundle), "--child", json.dumps(names)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return {"case": "people on one bundle", "packs": kind, **json.loads(done.stdout)}
-
-
-def _resident_mib(what: str = "VmRSS") -> float:
-    """This process's memory now, or with "VmHWM" at its highest. getrusage's peak is no use: it is handed down by the
-    process that started this one."""
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith(f"{what}:")) / 1024
 
 
 def _percentiles(values: list[float]) -> dict[str, float]:

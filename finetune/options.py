@@ -103,7 +103,8 @@ class FinetuneOptions:
         """Options in which a resumed run contradicts the earlier one, as "name now, before"."""
         fixed = ("steps",) if self.lr_schedule != "constant" else ()
         names = [field.name for field in fields(self) if field.name in fixed or field.name not in _MAY_CHANGE]
-        return [f"{n} is {getattr(self, n)!r}, was {earlier.get(n)!r}" for n in names if getattr(self, n) != earlier[n]]
+        pairs = [(name, getattr(self, name), earlier.get(name)) for name in names]
+        return [f"{name} is {now!r}, was {before!r}" for name, now, before in pairs if now != before]
 
 
 def check_size(width: int, height: int) -> None:
