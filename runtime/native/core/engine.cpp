@@ -71,7 +71,7 @@ const pc_engine_module* open_module(const std::string& name) {
 Engine::Engine(const EngineOptions& options, const fs::path& folder, const Manifest& manifest)
     : engine_(nullptr, nullptr), folder_(folder) {
     for (const FileEntry& file : manifest.files) listed_.insert(file.name);
-    if (options.name != "auto") return open(options.name, options);
+    if (options.name != "auto") open(options.name, options);
     const auto names = automatic();
     for (std::size_t i = 0; !engine_; ++i) {
         try {
