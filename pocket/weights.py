@@ -33,9 +33,10 @@ DEFAULTS: dict[str, Any] = {
 }
 """Chosen on frames 60-79 of the demo's training clip, tuned on 0-59 for 250 steps over 4 frames, the decoder as it is
 (the nearest training frame: 21.76 dB). AdamW, cosine from 3e-4: 21.38 dB; one noise for all frames of a pass: 20.95;
-velocity weights: 21.56. Muon with velocity weights, from 1e-3: 22.05; from 3e-3: 22.49; from 6e-3 and 12e-3 the loss
-fell more slowly. The decoder draws the training frames at 30.6 dB, after 60 steps at 32.1, and then the held-out ones
-at 32.5. Guidance 2 costs twice the time and gave 21.36 dB instead of 21.38."""
+velocity weights: 21.56 (these three on networks a third of their last training in). Muon with velocity weights, from
+1e-3: 22.05; from 3e-3: 22.49; from 6e-3 and 12e-3 the loss fell more slowly. The decoder draws the training frames at
+30.6 dB, after 60 steps at 32.1, and then the held-out ones at 32.5. Guidance 2 costs twice the time and gave 21.36 dB
+instead of 21.38."""
 
 
 def save(
