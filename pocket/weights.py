@@ -24,7 +24,7 @@ DEFAULTS: dict[str, Any] = {
         "learning_rate": 3e-3,
         "lr_schedule": "cosine",
         "loss_weighting": "velocity",
-        "train_steps": 400,
+        "train_steps": 300,
         "train": "all",
         "window": 4,
         "adapt_decoder": 120,
