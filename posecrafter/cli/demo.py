@@ -87,6 +87,8 @@ def _poses(material: Material, out: Path) -> tuple[dict[str, Path], list[Stage]]
         for name, frames in (("train", TRAINING), ("target", TARGET)):
             write_poses(paths[name], track[frames.start : frames.stop])
         return paths, []
+    for path in paths.values():
+        path.unlink(missing_ok=True)  # of an earlier demo: extracted again, so that the table tells how long it takes
     stages = [
         _run(
             f"extract ({name})", "poses", "extract", material.video, "--out", paths[name],
