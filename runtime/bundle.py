@@ -45,8 +45,8 @@ class Bundle:
             if name not in manifest.files:
                 raise BundleError("bundle-file-missing", f"{root}: the manifest does not list {name}; export it again")
         manifest.verify(root, "" if graphs else "person/")
-        latents = _tensors(root / "person/latents.safetensors", "latents")["latents"]
-        text = _tensors(root / "person/text.safetensors", "prompt", "empty")
+        latents = read_tensors(root / "person/latents.safetensors", "latents")["latents"]
+        text = read_tensors(root / "person/text.safetensors", "prompt", "empty")
         bundle = cls(manifest, read_poses(root / "person/poses.json"), latents, text["prompt"], text["empty"], root)
         bundle.check()
         return bundle
@@ -69,7 +69,8 @@ class Bundle:
                 )
 
 
-def _tensors(path: Path, *names: str) -> dict[str, Floats]:
+def read_tensors(path: Path, *names: str) -> dict[str, Floats]:
+    """Named tensors of a safetensors file, float32. Raises: BundleError "bundle-person"."""
     try:
         tensors = load_file(path)
     except (SafetensorError, OSError) as error:

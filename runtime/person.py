@@ -23,7 +23,7 @@ from posecrafter.errors import BundleError
 from posecrafter.files import read_json, sha256_of, write_json
 from posecrafter.manifest import FileEntry, Manifest
 from posecrafter.pose import read_poses
-from posecrafter.runtime.bundle import Bundle
+from posecrafter.runtime.bundle import Bundle, read_tensors
 from posecrafter.runtime.low_rank import BASE, LowRank, multiply_out
 
 FORMAT = "posecrafter-pack-1"
@@ -130,13 +130,14 @@ def read_person(bundle: Bundle, folder: Path) -> tuple[Bundle, Arrays]:
         # What tells one person's inverted frames from another's.
         files={**m.files, **{f"person/{name}": entry for name, entry in pack.files.items()}},
     )
-    latents, text = load_file(folder / "latents.safetensors"), load_file(folder / "text.safetensors")
+    latents = read_tensors(folder / "latents.safetensors", "latents")["latents"]
+    text = read_tensors(folder / "text.safetensors", "prompt", "empty")
     person = Bundle(
         manifest,
         read_poses(folder / "poses.json"),
-        latents["latents"].astype(np.float32),
-        text["prompt"].astype(np.float32),
-        text["empty"].astype(np.float32),
+        latents,
+        text["prompt"],
+        text["empty"],
         bundle.folder,
     )
     person.check()

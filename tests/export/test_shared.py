@@ -148,6 +148,16 @@ def test_a_pack_that_was_altered_is_refused_before_it_is_parsed(
     assert loading(copied).code == code
 
 
+@pytest.mark.parametrize("name", ["latents.safetensors", "text.safetensors"])
+def test_a_vouched_file_that_holds_no_tensors_is_refused(name: str, copied: Path) -> None:
+    pack = copied / "persons" / "b"
+    (pack / name).write_bytes(b"no tensors")
+    reseal(pack)
+    error = loading(copied)
+    assert error.code == "bundle-person"
+    assert name in error.message
+
+
 def test_an_unknown_person_is_told_who_is_there(shared_bundle: Path) -> None:
     error = loading(shared_bundle, "zoe")
     assert error.code == "pack-missing"
