@@ -31,6 +31,14 @@ def describe_machine(root: Path, threads: int | None = None) -> dict[str, Any]:
     }
 
 
+def append_line(path: Path | None, line: str) -> None:
+    """Add one line to a file of records, made with its folder where there is none; None: to no file."""
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+
 def resident_mib(what: str = "VmRSS") -> float:
     """This process's memory now, or with "VmHWM" at its highest. getrusage's peak is no use: it is handed down by the
     process that started this one."""

@@ -23,7 +23,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from posecrafter.bench.machine import describe_machine, resident_mib
+from posecrafter.bench.machine import append_line, describe_machine, resident_mib
 
 ROOT = Path(__file__).parent.parent
 LIBRARIES = {"onnxruntime": "capi/libonnxruntime.so.*", "openvino": "libs/libopenvino_c.so.*"}
@@ -88,7 +88,6 @@ def compare(
 
 def _child(words: argparse.Namespace) -> None:
     """Python's side, which does what posecrafter-host does."""
-
     from posecrafter.pose import read_poses
     from posecrafter.runtime import Request, Session
 
@@ -125,10 +124,7 @@ def main() -> None:
     record = compare(words.bundle, words.host, words.engine, words.frames, words.steps, words.repeat, words.rounds)
     line = json.dumps({**record, "machine": describe_machine(ROOT)})
     print(line)
-    if words.out is not None:
-        words.out.parent.mkdir(parents=True, exist_ok=True)
-        with words.out.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+    append_line(words.out, line)
 
 
 if __name__ == "__main__":

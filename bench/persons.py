@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from posecrafter.bench.machine import describe_machine, resident_mib
+from posecrafter.bench.machine import append_line, describe_machine, resident_mib
 from posecrafter.runtime import Request, Session
 from posecrafter.runtime.low_rank import LowRank
 from posecrafter.runtime.person import FOLDER, WEIGHTS
@@ -102,10 +102,7 @@ def main() -> None:
         for kind, names in [*cases, (f"low rank {THIN.rank}", thin)]:
             line = json.dumps({**record(bundle, kind, names), "machine": describe_machine(ROOT, 1)})
             print(line, flush=True)
-            if words.out is not None:
-                words.out.parent.mkdir(parents=True, exist_ok=True)
-                with words.out.open("a", encoding="utf-8") as file:
-                    file.write(line + "\n")
+            append_line(words.out, line)
 
 
 if __name__ == "__main__":

@@ -79,7 +79,8 @@ class Defaults:
             "lr_schedule": LearningSchedule,
             "loss_weighting": LossWeighting,
         }
-        for name, choices in ((name, get_args(literal)) for name, literal in literals.items()):
+        for name, literal in literals.items():
+            choices = get_args(literal)
             if config.get(name, choices[0]) not in choices:
                 expected = " or ".join(repr(choice) for choice in choices)
                 raise BaseModelError("base-defaults", f"{path}: {name} is {config[name]!r}, expected {expected}")

@@ -114,7 +114,7 @@ class Trainer:
             network.gradient_checkpointing = options.gradient_checkpointing
         self._features, self._text = clip.pose_features.to(dtype), clip.text.to(dtype)
         self._optimizer = build_optimizer(options.optimizer, self.weights, options.learning_rate, options.weight_decay)
-        self._weights = timestep_weights(base.schedule.alphas_cumprod, options.loss_weighting)
+        self._timestep_weights = timestep_weights(base.schedule.alphas_cumprod, options.loss_weighting)
         self._scaler = torch.amp.GradScaler(base.device.type, enabled=self.precision == "fp16")
 
     @property
@@ -164,7 +164,7 @@ class Trainer:
         noisy = noisy.to(dtype=self._text.dtype, memory_format=self._layout)
         time_input = torch.tensor([timestep], device=device)
         eps = self._denoiser(noisy, time_input, self._text, self._features[window])
-        return F.mse_loss(eps[0].float(), noise) * float(self._weights[timestep]), timestep
+        return F.mse_loss(eps[0].float(), noise) * float(self._timestep_weights[timestep]), timestep
 
     def checkpoint(self, inputs: dict[str, str]) -> Checkpoint:
         state = {
