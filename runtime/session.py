@@ -20,7 +20,7 @@ from posecrafter.errors import BundleError
 from posecrafter.pose import PoseTrack, draw_poses
 from posecrafter.progress import Cancel, Progress, silent
 from posecrafter.runtime.bundle import Bundle
-from posecrafter.runtime.decode import decode
+from posecrafter.runtime.decode import Preview, decode, unseen
 from posecrafter.runtime.edit import edit_latents
 from posecrafter.runtime.engines import Buffer, Engine, open_engine
 from posecrafter.runtime.engines.bound import BoundEngine, upload_weights
@@ -97,8 +97,14 @@ class Session:
         """What `render` would do; no network runs. Raises: RequestError, PoseError."""
         return make_plan(request, self.bundle)
 
-    def render(self, request: Request, progress: Progress = silent, cancel: Cancel | None = None) -> Result:
-        """Render a request: METHOD section 3, window by window.
+    def render(
+        self,
+        request: Request,
+        progress: Progress = silent,
+        cancel: Cancel | None = None,
+        preview: Preview = unseen,
+    ) -> Result:
+        """Render a request: METHOD section 3, window by window. preview: is given the frames while others are decoded.
 
         The pass of a window holds the reference at index 0, as the key frame, and the window's targets behind it.
         Raises: RequestError, PoseError, EngineError "nan-latents".
@@ -119,7 +125,7 @@ class Session:
                 conditions = network.conditions(text, plan.weights, features, plan.control_scale)
                 x = solve(network, x, plan.sampling_steps, conditions, "sample", progress, cancel)
             with clock("decode"):
-                frames.append(decode(network, x[1:], request.decode_chunk, progress, cancel))
+                frames.append(decode(network, x[1:], request.decode_chunk, progress, cancel, preview, window.start))
         return Result(np.concatenate(frames), plan, clock.seconds)
 
     def forget(self) -> None:

@@ -12,7 +12,11 @@ import typer
 from posecrafter.errors import RequestError
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from posecrafter.runtime import Request, Session
+    from posecrafter.runtime.decode import Preview
 
 Source = Annotated[Path, typer.Argument(help="A bundle, or with --engine torch a tuning run's folder.")]
 Poses = Annotated[Path, typer.Option("--poses", help="Target poses: OpenPose JSON, a file or a folder.")]
@@ -36,6 +40,9 @@ def generate_command(
     bundle: Source,
     poses: Poses,
     out: Annotated[Path, typer.Option("--out", help="The video to write (.mp4), or a folder for PNG frames.")],
+    preview: Annotated[
+        Path | None, typer.Option("--preview", help="A PNG that shows the newest frame while others are decoded.")
+    ] = None,
     prompt: Prompt = None,
     negative_prompt: Negative = None,
     steps: Steps = None,
@@ -73,6 +80,8 @@ def generate_command(
     from posecrafter.cli.bars import bars
     from posecrafter.cli.speed import remember
 
+    if preview is not None and preview.suffix != ".png":
+        raise RequestError("out-suffix", f"the preview is a .png file; {preview} is none")
     request = make_request(
         poses,
         prompt=prompt,
@@ -94,7 +103,7 @@ def generate_command(
             session.load_person(person)
         warn(session.plan(request).warnings)
         with bars() as progress:
-            result = session.render(request, progress)
+            result = session.render(request, progress, preview=_shown_in(preview))
         _write_frames(out, result.frames, session.bundle.manifest.fps if fps is None else fps)
         seconds = {stage: round(value, 3) for stage, value in result.seconds.items()}
         engine_used = f"{session.engine.name} on {session.engine.device}"
@@ -150,7 +159,22 @@ def _open(
     return Session.open(path, engine, threads, precision, cache)
 
 
-def _write_frames(out: Path, frames: Any, fps: float) -> None:
+def _shown_in(path: Path | None) -> Preview:
+    from posecrafter.files import atomic_write
+    from posecrafter.pose.preview import png_bytes
+    from posecrafter.runtime.decode import unseen
+
+    if path is None:
+        return unseen
+
+    def show(first: int, frames: NDArray[np.uint8]) -> None:
+        with atomic_write(path) as part:
+            part.write_bytes(png_bytes(frames[-1]))
+
+    return show
+
+
+def _write_frames(out: Path, frames: NDArray[np.uint8], fps: float) -> None:
     if out.suffix == ".mp4":
         from posecrafter.video import write_video
 
@@ -158,14 +182,12 @@ def _write_frames(out: Path, frames: Any, fps: float) -> None:
         return
     if out.suffix:
         raise RequestError("out-kind", f"cannot write {out.suffix} files; give a name ending in .mp4, or a folder")
-    import cv2
-
     from posecrafter.files import atomic_folder
+    from posecrafter.pose.preview import png_bytes
 
     with atomic_folder(out) as folder:
         for index, frame in enumerate(frames):
-            _, png = cv2.imencode(".png", cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
-            (folder / f"{index:05d}.png").write_bytes(png.tobytes())
+            (folder / f"{index:05d}.png").write_bytes(png_bytes(frame))
 
 
 def warn(warnings: Iterable[str]) -> None:

@@ -85,6 +85,24 @@ def test_decoding_in_chunks_of_any_size_gives_every_frame_once(
     np.testing.assert_array_equal(session.render(parts).frames, expected)
 
 
+def test_the_preview_is_given_every_frame_once_in_order_and_before_later_ones_are_decoded(
+    memory_bundle: Bundle, engine: Engines
+) -> None:
+    fake = engine(by_time)
+    seen: list[tuple[int, int, int]] = []
+    shown = []
+
+    def preview(first: int, frames: np.ndarray) -> None:
+        seen.append((first, len(frames), len(fake.passes())))
+        shown.append(frames.copy())
+
+    request = Request(poses=target(40, memory_bundle), steps=1, decode_chunk=16)
+    result = Session(memory_bundle, fake).render(request, preview=preview)
+    # The first window's frames come after its one sampling pass, before the second window's.
+    assert seen == [(0, 16, 2), (16, 4, 2), (20, 16, 3), (36, 4, 3)]
+    np.testing.assert_array_equal(np.concatenate(shown), result.frames)
+
+
 def test_a_long_clip_is_sampled_in_even_windows_behind_the_reference(memory_bundle: Bundle, engine: Engines) -> None:
     fake = engine(by_time)
     result = Session(memory_bundle, fake).render(Request(poses=target(40, memory_bundle), steps=1))

@@ -85,6 +85,16 @@ def test_generate_leaves_a_record_that_plan_reads(tiny_bundle: Path, poses: Path
     assert " on " in values["seconds_from"]
 
 
+def test_the_preview_shows_the_newest_frame(tiny_bundle: Path, poses: Path, tmp_path: Path) -> None:
+    shown, out = tmp_path / "now.png", tmp_path / "frames"
+    run("generate", tiny_bundle, "--poses", poses, "--out", out, "--steps", 1, "--preview", shown, "--json")
+    last = max(out.iterdir())
+    np.testing.assert_array_equal(cv2.imread(str(shown)), cv2.imread(str(last)))
+    result = run("generate", tiny_bundle, "--poses", poses, "--out", out, "--preview", tmp_path / "now.gif")
+    assert isinstance(result.exception, PoseCrafterError)
+    assert result.exception.code == "out-suffix"
+
+
 @pytest.mark.parametrize("content", ["", "[]", '{"x": 1}', "{", '{"32-6-fp32-64x64": {"speed": 1}}'])
 def test_a_broken_cache_is_no_cache(content: str, tiny_bundle: Path) -> None:
     speed.cache_file().parent.mkdir(parents=True)
