@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from posecrafter.bench.ablations import FULL, VARIANTS, Variant
+from posecrafter.bench.machine import append_line, describe_machine
 from posecrafter.bench.score import nearest_copy, score
 from posecrafter.bench.sheet import write_sheet
 from posecrafter.bench.subjects import Subject, clip_subjects, fitted, held_out, rendered_subjects, sharpness
@@ -193,7 +194,9 @@ def main() -> None:
             for name in names:
                 if (subject.name, name, seed) not in done:
                     records.append(measure(subject, name, VARIANTS[name], seed, options, _quiet(subject, name, seed)))
-                    _append(arguments.out / "quality.jsonl", records[-1])
+                    line = json.dumps({**records[-1], "machine": describe_machine(Path(__file__).parent.parent)})
+                    append_line(arguments.out / "quality.jsonl", line)
+                    print(line, flush=True)
     print(table(records))
 
 
@@ -222,13 +225,6 @@ def _quiet(subject: Subject, name: str, seed: int) -> Progress:
 
 def _read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
-
-
-def _append(path: Path, record: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
-    print(json.dumps(record), flush=True)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from posecrafter.bench.cases import Case
-from posecrafter.bench.machine import describe_machine
+from posecrafter.bench.machine import append_line, describe_machine
 from posecrafter.errors import RequestError
 from posecrafter.progress import Progress, silent
 
@@ -58,9 +58,8 @@ def record_cases(
         if lines is None:
             failed.append(case)
             continue
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps({**json.loads(line), "machine": machine}) + "\n" for line in lines)
+        for line in lines:
+            append_line(path, json.dumps({**json.loads(line), "machine": machine}))
         progress("bench", number + 1, len(cases), case.name)
     return failed
 
