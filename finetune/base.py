@@ -37,6 +37,7 @@ Scope = Literal["method", "all"]
 LearningSchedule = Literal["constant", "cosine"]
 LossWeighting = Literal["uniform", "velocity"]
 Optimizer = Literal["adamw", "muon"]
+SignalLeak = Literal["frame", "key"]
 Network = TypeVar("Network", VideoUNet, VideoControlNet)
 
 
@@ -45,8 +46,8 @@ class Defaults:
     """What a base is best used with; posecrafter.json in its folder may say, these are SD 1.5's [C].
 
     Generation: width and height in pixels, steps, guidance, control_scale. Fine-tuning: optimizer, learning_rate,
-    lr_schedule, loss_weighting, train_steps, train (the scope), window (frames of one pass), adapt_decoder (steps;
-    ours, 0 is off).
+    lr_schedule, loss_weighting, signal_leak, train_steps, train (the scope), window (frames of one pass), adapt_decoder
+    (steps; ours, 0 is off).
     """
 
     width: int = 512
@@ -58,6 +59,7 @@ class Defaults:
     learning_rate: float = 3e-5
     lr_schedule: LearningSchedule = "constant"
     loss_weighting: LossWeighting = "uniform"
+    signal_leak: SignalLeak = "frame"
     train_steps: int = 500
     train: Scope = "method"
     window: int = 8
@@ -78,6 +80,7 @@ class Defaults:
             "optimizer": Optimizer,
             "lr_schedule": LearningSchedule,
             "loss_weighting": LossWeighting,
+            "signal_leak": SignalLeak,
         }
         for name, literal in literals.items():
             choices = get_args(literal)

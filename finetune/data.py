@@ -122,6 +122,25 @@ def timestep_weights(alphas_cumprod: NDArray[np.float64], weighting: LossWeighti
     return weights / weights.mean()
 
 
+def signal_leak(alphas_cumprod: NDArray[np.float64], timestep: int) -> float:
+    """How much of a picture shows through the noise at this timestep: its amplitude over that of the noise. 0.07 at the
+    last one of Stable Diffusion's (Lin et al. 2024, section 3.1)."""
+    level = float(alphas_cumprod[timestep])
+    return (level / (1 - level)) ** 0.5
+
+
+def leaked(noise: Tensor, clean: Tensor, leak: float) -> Tensor:
+    """Noise of a window through which, at the timestep of this leak, the key frame shows in every frame [I].
+
+    noise, clean: [..., F, L, h, w], the key frame first. At inference every frame starts from the reference's noise, so
+    the reference is what shows through. Where it is each frame's own picture, as published, the network takes layout
+    from there instead of from the pose, and at inference keeps the reference's arms. With n_i = n + leak (z_0 - z_i)
+    the start, z_i + n_i / leak, is z_0 + n / leak, and the solver's straight path from there to z_i is what the usual
+    loss trains on.
+    """
+    return noise + leak * (clean[..., :1, :, :, :] - clean)
+
+
 def draw_noise(shape: tuple[int, ...], train_steps: int, seed: int, step: int) -> tuple[int, Tensor]:
     """A timestep in 0..train_steps-1, and standard normal noise float32 of `shape`: of (seed, step) alone.
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, Self
 
 from posecrafter.errors import TrainingError
-from posecrafter.finetune.base import Defaults, LearningSchedule, LossWeighting, Optimizer, Scope
+from posecrafter.finetune.base import Defaults, LearningSchedule, LossWeighting, Optimizer, Scope, SignalLeak
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 FACTOR = 8
@@ -27,10 +27,12 @@ class FinetuneOptions:
     optimizer: "adamw" [C], or "muon" (finetune/muon.py), which learns more in as many steps; steps, learning_rate,
     weight_decay and grad_clip are either's. lr_schedule: "constant" [C], or "cosine": up in the first `WARM_UP` steps,
     then down to nearly 0 at the last, for short runs at high rates. loss_weighting: "uniform" [C], or "velocity"
-    (finetune/data.py), for small bases. window: frames of one pass, the key frame among them [C: 8]. scope: "method"
-    [C] or "all". lora_rank: low-rank updates instead of full matrices. precision: of the network's arithmetic; weights
-    in training, loss and optimizer stay fp32. save_every: steps between checkpoints. max_seconds: end well after this
-    time, whatever the step. adapt_decoder: steps of tuning the autoencoder's decoder afterwards.
+    (finetune/data.py), for small bases. signal_leak: whose picture shows through a frame's noise where sampling begins:
+    its own ("frame" [C]), or the key frame's, as at inference ("key"; finetune/data.py). window: frames of one pass,
+    the key frame among them [C: 8]. scope: "method" [C] or "all". lora_rank: low-rank updates instead of full matrices.
+    precision: of the network's arithmetic; weights in training, loss and optimizer stay fp32. save_every: steps between
+    checkpoints. max_seconds: end well after this time, whatever the step. adapt_decoder: steps of tuning the
+    autoencoder's decoder afterwards.
     """
 
     optimizer: Optimizer = "adamw"
@@ -38,6 +40,7 @@ class FinetuneOptions:
     learning_rate: float = 3e-5
     lr_schedule: LearningSchedule = "constant"
     loss_weighting: LossWeighting = "uniform"
+    signal_leak: SignalLeak = "frame"
     weight_decay: float = 1e-2
     grad_clip: float = 1.0
     window: int = 8
@@ -81,6 +84,7 @@ class FinetuneOptions:
             "learning_rate": defaults.learning_rate,
             "lr_schedule": defaults.lr_schedule,
             "loss_weighting": defaults.loss_weighting,
+            "signal_leak": defaults.signal_leak,
             "window": defaults.window,
             "scope": "method" if "lora_rank" in given else defaults.train,
             "width": defaults.width,

@@ -27,7 +27,16 @@ from posecrafter.finetune.checkpoint import (
     restore_optimizer,
     save_checkpoint,
 )
-from posecrafter.finetune.data import Clip, draw_noise, draw_window, frame_clip, prepare_clip, timestep_weights
+from posecrafter.finetune.data import (
+    Clip,
+    draw_noise,
+    draw_window,
+    frame_clip,
+    leaked,
+    prepare_clip,
+    signal_leak,
+    timestep_weights,
+)
 from posecrafter.finetune.decoder import adapt_decoder
 from posecrafter.finetune.masters import DTYPES, Masters, choose_precision
 from posecrafter.finetune.muon import build_optimizer
@@ -114,6 +123,8 @@ class Trainer:
             network.gradient_checkpointing = options.gradient_checkpointing
         self._features, self._text = clip.pose_features.to(dtype), clip.text.to(dtype)
         self._optimizer = build_optimizer(options.optimizer, self.weights, options.learning_rate, options.weight_decay)
+        first = base.schedule.sampling(base.defaults.steps)[0].timestep
+        self._leak = signal_leak(base.schedule.alphas_cumprod, first) if options.signal_leak == "key" else 0.0
         self._timestep_weights = timestep_weights(base.schedule.alphas_cumprod, options.loss_weighting)
         self._scaler = torch.amp.GradScaler(base.device.type, enabled=self.precision == "fp16")
 
@@ -158,7 +169,7 @@ class Trainer:
         window = draw_window(len(self.clip), self.options.window, self.options.seed, number)
         clean = self.clip.latents[window]
         timestep, noise = draw_noise(tuple(clean.shape), schedule.train_steps, self.options.seed, number)
-        noise = noise.to(device)
+        noise = leaked(noise.to(device), clean, self._leak)
         level = float(schedule.alphas_cumprod[timestep])
         noisy = math.sqrt(level) * clean + math.sqrt(1 - level) * noise
         noisy = noisy.to(dtype=self._text.dtype, memory_format=self._layout)

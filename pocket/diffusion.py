@@ -5,8 +5,9 @@ pictures and pose maps from 5 %, so that guidance works.
 
 The networks learn as they will be used, as the video network without temporal attention: most passes hold several
 moments of one person, whose self-attention looks at the first of them (key-frame attention) and whose norms are pooled.
-So the base knows, before it is tuned, how to carry a person from one pose to another. The other passes hold one
-picture a clip, where the video network is the 2-D one. What is learned are the 2-D networks' weights and no others.
+So the base knows, before it is tuned, how to carry a person from one pose to another. Through the noise of every moment
+shows the first one, as at inference (finetune/data.py, `leaked`). The other passes hold one picture a clip, where the
+video network is the 2-D one. What is learned are the 2-D networks' weights and no others.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, UNet2DCondi
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from posecrafter.finetune.data import timestep_weights
+from posecrafter.finetune.data import leaked, signal_leak, timestep_weights
 from posecrafter.finetune.network import VideoControlNet, VideoDenoiser, VideoUNet
 from posecrafter.pocket.autoencoder import bytes_of, tensor_of
 from posecrafter.pocket.data import MOMENTS, Figures
@@ -62,6 +63,8 @@ SAMPLES = 8
 ALONE = 0.25
 """Share of the passes that hold pictures without a key frame."""
 GUIDANCE = 2.0
+FIRST_TIMESTEP = 961
+"""Where sampling in 25 steps, the pocket base's default, begins."""
 
 
 def build_unet() -> UNet2DConditionModel:
@@ -162,6 +165,7 @@ class DiffusionStage:
         self.scheduler = DDIMScheduler(**SCHEDULE)
         weights = timestep_weights(self.scheduler.alphas_cumprod.double().numpy(), "velocity")
         self.importance = torch.from_numpy(weights).float().to(device)
+        self.leak = signal_leak(self.scheduler.alphas_cumprod.double().numpy(), FIRST_TIMESTEP)
 
     def loss(self, random: np.random.Generator, fraction: float) -> Tensor:
         """The weighted mean squared error of the predicted noise on a random batch."""
@@ -178,6 +182,8 @@ class DiffusionStage:
         tokens[torch.from_numpy(random.random(clips) < DROPPED_CAPTIONS)] = material.no_words
         maps = control_images(material.figures, chosen, random).to(self.device)
         noise = torch.from_numpy(random.standard_normal(clean.shape, np.float32)).to(self.device)
+        of_clips = (clips, frames)
+        noise = leaked(noise.unflatten(0, of_clips), clean.unflatten(0, of_clips), self.leak).flatten(0, 1)
         # One timestep from each of `clips` equal parts: the loss varies less from batch to batch.
         share = (np.arange(clips) + random.random(clips)) / clips
         timesteps = torch.from_numpy((share * 1000).astype(np.int64)).to(self.device)
@@ -239,8 +245,8 @@ class DiffusionStage:
         text = self.text_encoder(self.material.tokens[chosen[::MOMENTS]].to(self.device)).last_hidden_state
         known = torch.from_numpy(self.material.latents[chosen[::MOMENTS]]).to(self.device).float()
         first = self._noise(len(known), seed)
-        latents = first.repeat_interleave(MOMENTS, dim=0)
         self.scheduler.set_timesteps(steps)
+        latents = self.scheduler.add_noise(known, first, self.scheduler.timesteps[0]).repeat_interleave(MOMENTS, dim=0)
         for timestep in self.scheduler.timesteps:
             latents[::MOMENTS] = self.scheduler.add_noise(known, first, timestep)
             noise = self.predict(latents, timestep.expand(len(known)), text, maps, MOMENTS).float()

@@ -24,6 +24,7 @@ DEFAULTS: dict[str, Any] = {
         "learning_rate": 3e-3,
         "lr_schedule": "cosine",
         "loss_weighting": "velocity",
+        "signal_leak": "key",
         "train_steps": 300,
         "train": "all",
         "window": 4,

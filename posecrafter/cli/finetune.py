@@ -43,6 +43,13 @@ def finetune_command(
     loss_weighting: Annotated[
         str | None, typer.Option("--loss-weighting", help="uniform, as published, or velocity.  [default: the base's]")
     ] = None,
+    signal_leak: Annotated[
+        str | None,
+        typer.Option(
+            "--signal-leak",
+            help="Whose picture shows at the first step: frame, as published, or key.  [default: the base's]",
+        ),
+    ] = None,
     lora_rank: Annotated[
         int | None, typer.Option("--lora-rank", help="Train low-rank updates of this rank instead of full matrices.")
     ] = None,
@@ -79,6 +86,7 @@ def finetune_command(
         "learning_rate": learning_rate,
         "lr_schedule": _choice("--lr-schedule", lr_schedule, ("constant", "cosine")),
         "loss_weighting": _choice("--loss-weighting", loss_weighting, ("uniform", "velocity")),
+        "signal_leak": _choice("--signal-leak", signal_leak, ("frame", "key")),
         "lora_rank": lora_rank,
         "scope": _choice("--train", train, ("method", "all")),
         "window": window,

@@ -7,8 +7,17 @@ import pytest
 import torch
 
 from posecrafter.errors import PoseCrafterError, TrainingError
-from posecrafter.finetune.data import draw_noise, draw_window, frame_clip, prepare_clip, timestep_weights
+from posecrafter.finetune.data import (
+    draw_noise,
+    draw_window,
+    frame_clip,
+    leaked,
+    prepare_clip,
+    signal_leak,
+    timestep_weights,
+)
 from posecrafter.pose import PoseTrack, draw_poses
+from posecrafter.schedule import Schedule
 from posecrafter.video import Video
 
 
@@ -117,3 +126,19 @@ def test_velocity_weights_favour_noise_up_to_a_limit_and_are_one_in_the_mean() -
     assert weights[1] / weights[0] == pytest.approx(levels[0] / levels[1])
     assert weights.max() / weights.min() == pytest.approx(20 * levels[0])
     assert (timestep_weights(levels, "uniform") == 1).all()
+
+
+def test_where_sampling_begins_the_key_frame_shows_in_every_frame_and_the_path_from_there_ends_at_each() -> None:
+    schedule = Schedule()
+    clean = torch.randn(2, 3, 4, 5, 5, generator=torch.Generator().manual_seed(0)).double()
+    noise = torch.randn(2, 1, 4, 5, 5, generator=torch.Generator().manual_seed(1)).double().expand_as(clean)
+    steps = schedule.sampling(25)
+    first = steps[0].timestep
+    eps = leaked(noise, clean, signal_leak(schedule.alphas_cumprod, first))
+    level = float(schedule.alphas_cumprod[first])
+    x = level**0.5 * clean + (1 - level) ** 0.5 * eps
+    torch.testing.assert_close(x, x[:, :1].expand_as(x))
+    for step in steps:
+        x = step.a * x + step.b * eps
+    last = float(schedule.alphas_cumprod[0])
+    torch.testing.assert_close(x, last**0.5 * clean + (1 - last) ** 0.5 * eps)

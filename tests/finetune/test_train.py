@@ -61,6 +61,21 @@ def test_a_resumed_run_is_the_straight_run_to_the_bit(run, options, precision, o
     assert same_person(stopped, straight)
 
 
+@pytest.mark.parametrize(("leak", "alike"), [("frame", False), ("key", True)])
+def test_with_the_keys_leak_all_frames_are_alike_where_sampling_begins(
+    base, clip, options, monkeypatch, leak, alike
+) -> None:
+    first = base.schedule.sampling(base.defaults.steps)[0].timestep
+    monkeypatch.setattr(module, "draw_noise", lambda shape, *_: (first, torch.ones(shape)))
+    options = replace(options, signal_leak=leak, precision="fp32")
+    frames, poses = frame_clip(*clip, options.width, options.height)
+    seen: list[torch.Tensor] = []
+    trainer = Trainer(base, prepare_clip(frames, poses, "", base), options)
+    base.denoiser.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    trainer.step()
+    assert torch.allclose(seen[0], seen[0][:1].expand_as(seen[0]), atol=1e-5) == alike
+
+
 def test_a_run_killed_between_checkpoints_resumes_from_the_last_and_ends_the_same(run, monkeypatch, tmp_path) -> None:
     straight = run("straight")
     step = Trainer.step
