@@ -66,7 +66,8 @@ def _without_insertion(session: Session, request: Request) -> Frames:
     factor, style = bundle.manifest.latents.factor, bundle.manifest.pose_style
     latents = bundle.latents[plan.reference]
     alone = network.encode_poses(draw_poses(plan.reference_pose, style=style))
-    noise = invert(network, latents, alone, 1, bundle.prompt, plan, silent)
+    up, down = network.engine.upload, network.engine.download
+    noise = down(invert(network, latents, alone, 1, bundle.prompt, plan, silent))
     text = np.stack([bundle.empty, bundle.prompt][-len(plan.weights) :])
     frames = []
     for window in plan.windows:
@@ -74,8 +75,8 @@ def _without_insertion(session: Session, request: Request) -> Frames:
         x = edit_latents(np.repeat(noise, len(window) + 1, axis=0), plan.motions[part], factor, plan.warp)[1:]
         features = network.encode_poses(draw_poses(plan.poses[part], style=style))
         conditions = network.conditions(text, plan.weights, features, plan.control_scale)
-        x = solve(network, x, plan.sampling_steps, conditions, "sample", silent)
-        frames.append(decode(network, x, request.decode_chunk, silent))
+        x = solve(network, up(x), plan.sampling_steps, conditions, "sample", silent)
+        frames.append(decode(network, down(x), request.decode_chunk, silent))
     return np.concatenate(frames)
 
 

@@ -166,13 +166,14 @@ def _latent_distance(ours: Engine, theirs: Engine, sample: Sample) -> float:
         network = Network(engine)
         alone = network.encode_poses(sample.maps(1, high, wide))
         conditions = network.conditions(sample.text[1:], (1.0,), alone, 1.0)
-        x = np.ascontiguousarray(sample.cut(1, high, wide))
+        x = engine.upload(np.ascontiguousarray(sample.cut(1, high, wide)))
         x = solve(network, x, sample.schedule.inversion(STEPS), conditions, "invert", silent)
         features = network.encode_poses(sample.maps(3, high, wide))
         weights = (1 - sample.guidance, sample.guidance)
         conditions = network.conditions(sample.text, weights, features, 1.0)
-        x = np.repeat(x, 3, axis=0)
-        results.append(solve(network, x, sample.schedule.sampling(STEPS), conditions, "sample", silent))
+        x = engine.upload(np.repeat(engine.download(x), 3, axis=0))
+        x = solve(network, x, sample.schedule.sampling(STEPS), conditions, "sample", silent)
+        results.append(engine.download(x))
     return relative_l2(*results)
 
 

@@ -20,7 +20,7 @@ from posecrafter.export.options import ExportOptions, Precision
 from posecrafter.export.run import Run
 from posecrafter.finetune.base import Base
 from posecrafter.runtime import Bundle, Session
-from posecrafter.runtime.engines.torch import TorchEngine
+from posecrafter.runtime.engines.torch import EditingTorchEngine, TorchEngine
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,11 @@ def reference_session(tuned: Run, model: Base, options: TorchOptions | None = No
     graphs = {name: prepared(graph, options) for name, graph in make_graphs(model).items()}
     named = {g.name: (g.module, tuple(g.inputs), tuple(g.outputs)) for g in graphs.values()}
     bundle = bundle_in_memory(tuned, model, options.computed)
-    return Session(bundle, TorchEngine(named, options.device, options.record))
+    if not options.kernels:
+        return Session(bundle, TorchEngine(named, options.device, options.record))
+    from posecrafter.kernels.warp_latents import warp
+
+    return Session(bundle, EditingTorchEngine(named, warp, options.device, options.record))
 
 
 def bundle_in_memory(tuned: Run, model: Base, precision: Precision = "fp32") -> Bundle:

@@ -10,6 +10,7 @@ Coordinates are fp64, a few per cell: a cell that falls between two others must 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Literal
 
 import numpy as np
 import torch
@@ -187,6 +188,11 @@ def _(noise: Tensor, source: Tensor, origins: Tensor, boxes: Tensor, mode: int) 
 @warp_latents.register_fake
 def _(noise: Tensor, source: Tensor, origins: Tensor, boxes: Tensor, mode: int) -> Tensor:
     return torch.empty_like(noise)
+
+
+def warp(noise: Tensor, source: Tensor, origins: Tensor, boxes: Tensor, mode: Literal["nearest", "bilinear"]) -> Tensor:
+    """`warp_latents` with the mode in the runtime's words."""
+    return warp_latents(noise, source, origins, boxes, BILINEAR if mode == "bilinear" else NEAREST)
 
 
 def inputs(sizes: Sizes, dtype: torch.dtype, generator: torch.Generator) -> Inputs:

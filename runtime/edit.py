@@ -12,7 +12,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from posecrafter.runtime.request import Region, Warp
+from posecrafter.runtime.engines.base import Buffer, Editing, Engine
+from posecrafter.runtime.request import REGIONS, Region, Warp
 
 Array = NDArray[np.float64]
 Fit = Literal["affine", "similarity"]
@@ -135,6 +136,31 @@ def _bilinear(source: NDArray[np.float32], origin: Array) -> NDArray[np.float32]
             total += weight * source[:, v, u]
             square += weight**2
     return (total / np.sqrt(square)).astype(np.float32)
+
+
+def edit(engine: Engine, noise: Buffer, motions: Sequence[Mapping[Region, Motion]], factor: int, mode: Warp) -> Buffer:
+    """A pass's initial latents with every region moved, [F, L, h, w], F = len(motions) + 1, in the engine's memory.
+
+    noise: [F, L, h, w], frame 0 the reference, which is what every region is taken from; or [1, L, h, w], the reference
+    for all frames. An engine that can edit does it where they lie; for any other they are edited here.
+    """
+    if isinstance(engine, Editing):
+        return engine.edit(noise, *_in_cells(motions, factor), mode)
+    latents = engine.download(noise)
+    every = np.repeat(latents, (len(motions) + 1) // len(latents), axis=0)
+    return engine.upload(edit_latents(every, motions, factor, mode))
+
+
+def _in_cells(motions: Sequence[Mapping[Region, Motion]], factor: int) -> tuple[Array, NDArray[np.int32]]:
+    """The motions as `Editing` takes them, always with a place for each region, so that one shape serves all passes."""
+    origins = np.tile(np.eye(2, 3), (len(motions) + 1, len(REGIONS), 1, 1))
+    boxes = np.zeros((len(motions) + 1, len(REGIONS), 4), np.int32)
+    for frame, regions in enumerate(motions, start=1):
+        for place, motion in enumerate(regions.values()):
+            inverse, shift = np.linalg.inv(motion.matrix[:, :2]), motion.matrix[:, 2]
+            origins[frame, place] = np.column_stack([inverse, inverse @ (factor / 2 - shift) / factor - 0.5])
+            boxes[frame, place] = motion.box
+    return origins, boxes
 
 
 def edit_latents(

@@ -23,15 +23,15 @@ def invert(
     plan: Plan,
     progress: Progress,
     cancel: Cancel | None = None,
-) -> Floats:
+) -> Buffer:
     """DDIM-invert `frames` copies of the reference, conditional prompt only, no guidance.
 
     reference: float32 [L, h, w], z_r; pose_features: [frames, C0, h, w] of the poses that the copies see, q_r first;
-    prompt: float32 [T, D]. Returns float32 [frames, L, h, w]. With one copy that sees q_r this is reference mode:
-    any number of such copies stay equal to it.
+    prompt: float32 [T, D]. Returns float32 [frames, L, h, w] in the engine's memory. With one copy that sees q_r this
+    is reference mode: any number of such copies stay equal to it.
     """
     conditions = network.conditions(prompt[None], (1.0,), pose_features, plan.control_scale)
-    x = np.repeat(reference[None], frames, axis=0)
+    x = network.engine.upload(np.repeat(reference[None], frames, axis=0))
     return solve(network, x, plan.inversion_steps, conditions, "invert", progress, cancel)
 
 

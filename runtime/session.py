@@ -21,7 +21,7 @@ from posecrafter.pose import PoseTrack, draw_poses
 from posecrafter.progress import Cancel, Progress, silent
 from posecrafter.runtime.bundle import Bundle
 from posecrafter.runtime.decode import Preview, decode, unseen
-from posecrafter.runtime.edit import edit_latents
+from posecrafter.runtime.edit import edit
 from posecrafter.runtime.engines import Buffer, Engine, open_engine
 from posecrafter.runtime.engines.bound import BoundEngine, upload_weights
 from posecrafter.runtime.invert import invert, shared_noise
@@ -120,12 +120,13 @@ class Session:
             with clock("invert"):
                 noise = self._noise(request, plan, features, len(poses), prompt, progress, cancel)
             with clock("edit"):
-                x = edit_latents(noise, plan.motions[window.start : window.stop], self._factor, plan.warp)
+                x = edit(network.engine, noise, plan.motions[window.start : window.stop], self._factor, plan.warp)
             with clock("sample"):
                 conditions = network.conditions(text, plan.weights, features, plan.control_scale)
                 x = solve(network, x, plan.sampling_steps, conditions, "sample", progress, cancel)
             with clock("decode"):
-                frames.append(decode(network, x[1:], request.decode_chunk, progress, cancel, preview, window.start))
+                latents = network.engine.download(x)[1:]
+                frames.append(decode(network, latents, request.decode_chunk, progress, cancel, preview, window.start))
         return Result(np.concatenate(frames), plan, clock.seconds)
 
     def forget(self) -> None:
@@ -165,20 +166,22 @@ class Session:
         prompt: Floats,
         progress: Progress,
         cancel: Cancel | None,
-    ) -> Floats:
-        """Where sampling starts, float32 [F, L, h, w]: one frame inverted once, or every copy, or plain noise."""
-        latents = self.bundle.latents[plan.reference]
+    ) -> Buffer:
+        """Where sampling starts, in the engine's memory: every copy inverted, float32 [F, L, h, w]; or one frame that
+        all start from, [1, L, h, w], inverted once or plain noise."""
+        latents, upload = self.bundle.latents[plan.reference], self.engine.upload
         if plan.inversion is None:
-            return np.repeat(shared_noise(latents.shape, request.seed), frames, axis=0)
+            return upload(shared_noise(latents.shape, request.seed))
         if plan.inversion == "target":
             return invert(self._network, latents, features, frames, prompt, plan, progress, cancel)
         key = inversion_key(self.bundle.manifest, self._arithmetic, plan, prompt)
-        noise = self._inverted.get(key, (1, *latents.shape))
-        if noise is None:
-            alone = self._pose_features(plan.reference_pose)
-            noise = invert(self._network, latents, alone, 1, prompt, plan, progress, cancel)
-            self._inverted.put(key, noise)
-        return np.repeat(noise, frames, axis=0)
+        kept = self._inverted.get(key, (1, *latents.shape))
+        if kept is not None:
+            return upload(kept)
+        alone = self._pose_features(plan.reference_pose)
+        noise = invert(self._network, latents, alone, 1, prompt, plan, progress, cancel)
+        self._inverted.put(key, self.engine.download(noise))
+        return noise
 
 
 class _Clock:

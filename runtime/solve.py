@@ -19,38 +19,37 @@ Floats = NDArray[np.float32]
 
 def solve(
     network: Network,
-    x: Floats,
+    x: Buffer,
     steps: Sequence[Step],
     conditions: Conditions,
     stage: str,
     progress: Progress,
     cancel: Cancel | None = None,
-) -> Floats:
-    """Take x through all steps. x: float32 [F, L, h, w] -> the same shape; frame 0 is the key frame.
+) -> Buffer:
+    """Take x through all steps, in the engine's memory. x: float32 [F, L, h, w] -> the same shape; frame 0 is the key
+    frame. What is returned may be overwritten by the next `solve` of as many frames.
 
     Every step is looked at; with an engine that overlaps, while the next one runs, so that the device never waits.
     Raises: RequestError "cancelled"; EngineError "nan-latents" at the first step that leaves the finite numbers.
     """
     behind = 1 if isinstance(network.engine, Overlapping) else 0
-    state, latents = network.engine.upload(x), x
     queued: deque[tuple[int, Callable[[], Floats]]] = deque()
     for done, step in enumerate(steps, start=1):
         if cancel is not None and cancel():
             raise RequestError("cancelled", f"stopped before {stage} step {done} of {len(steps)}")
-        state = network.step(state, step, conditions)
-        queued.append((done, _fetch(network.engine, state)))
+        x = network.step(x, step, conditions)
+        queued.append((done, _fetch(network.engine, x)))
         while len(queued) > (behind if done < len(steps) else 0):
             seen, arrive = queued.popleft()
-            latents = arrive()
-            _check(latents, stage, seen, steps)
+            _check(arrive(), stage, seen, steps)
             progress(stage, seen, len(steps))
-    return latents
+    return x
 
 
-def _fetch(engine: Engine, state: Buffer) -> Callable[[], Floats]:
+def _fetch(engine: Engine, x: Buffer) -> Callable[[], Floats]:
     if isinstance(engine, Overlapping):
-        return engine.fetch(state)
-    latents = engine.download(state)
+        return engine.fetch(x)
+    latents = engine.download(x)
     return lambda: latents
 
 

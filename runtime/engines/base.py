@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,4 +52,24 @@ class Overlapping(Protocol):
 
     def fetch(self, buffer: Buffer) -> Callable[[], NDArray[np.float32]]:
         """Begin to copy a buffer out, which may then be overwritten; the function returned waits for the copy."""
+        ...
+
+
+@runtime_checkable
+class Editing(Protocol):
+    """An engine that moves regions of latents in its own memory, so that no pass brings them to the host and back."""
+
+    def edit(
+        self,
+        noise: Buffer,
+        origins: NDArray[np.float64],
+        boxes: NDArray[np.int32],
+        mode: Literal["nearest", "bilinear"],
+    ) -> Buffer:
+        """A new buffer [F, L, h, w]: noise with every region's box overwritten from noise's frame 0.
+
+        noise: [F, L, h, w], or [1, L, h, w] for F equal frames. origins: [F, R, 2, 3], cell (u, v) of a frame -> cell
+        of frame 0; boxes: [F, R, 4], (left, top, right, bottom), the last two exclusive, an empty one no region. A
+        later region lies over an earlier one; cells that come from outside keep their value.
+        """
         ...

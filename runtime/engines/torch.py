@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -147,12 +147,12 @@ class TorchEngine:
         return torch.tensor(array).pin_memory().to(self.device, non_blocking=True)
 
     def download(self, buffer: Buffer) -> NDArray[np.float32]:
-        return np.asarray(buffer.detach().cpu().numpy())
+        return np.array(buffer.detach().cpu().numpy())
 
     def fetch(self, buffer: Buffer) -> Callable[[], NDArray[np.float32]]:
         """Queue a copy out, behind which `buffer` may be overwritten; the function returned waits for it alone."""
         if not self._cuda:
-            copied = np.array(self.download(buffer))
+            copied = self.download(buffer)
             return lambda: copied
         with torch.cuda.device_of(buffer):
             host = torch.empty(buffer.shape, dtype=buffer.dtype, pin_memory=True)
@@ -168,6 +168,37 @@ class TorchEngine:
 
     def close(self) -> None:
         self._graphs.clear()
+
+
+Warp = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, str], torch.Tensor]
+"""noise [F, L, h, w], source [L, h, w], origins [F, R, 2, 3], boxes [F, R, 4], mode -> [F, L, h, w]; see Editing."""
+
+
+class EditingTorchEngine(TorchEngine):
+    """A TorchEngine that edits latents where they lie, by an operator that it is handed like its graphs."""
+
+    def __init__(
+        self,
+        graphs: Mapping[str, tuple[torch.nn.Module, tuple[str, ...], tuple[str, ...]]],
+        warp: Warp,
+        device: str = "cpu",
+        record: bool | None = None,
+    ) -> None:
+        """Raises: EngineError "device-missing"."""
+        super().__init__(graphs, device, record)
+        self._warp = warp
+
+    def edit(
+        self,
+        noise: Buffer,
+        origins: NDArray[np.float64],
+        boxes: NDArray[np.int32],
+        mode: Literal["nearest", "bilinear"],
+    ) -> Buffer:
+        with torch.inference_mode(), torch.cuda.device_of(noise):
+            # A recorded step's latents are channels-last, and its own: the operator reads a copy and writes another.
+            every = noise.expand(len(origins), -1, -1, -1).contiguous()
+            return self._warp(every, every[0], self.upload(origins), self.upload(boxes), mode)
 
 
 def _line(error: Exception) -> str:

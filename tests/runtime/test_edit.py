@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
-from posecrafter.runtime.edit import Motion, edit_latents, fit_affine, fit_motion, fit_similarity, warp_region
+from posecrafter.runtime.edit import Motion, edit, edit_latents, fit_affine, fit_motion, fit_similarity, warp_region
 
 RNG = np.random.default_rng(0)
 IDENTITY = np.array([[1.0, 0, 0], [0, 1, 0]])
@@ -106,3 +108,48 @@ def test_the_reference_frame_itself_is_never_edited() -> None:
     edited = edit_latents(noise, [{"face": motion}], 8, "nearest")
     np.testing.assert_array_equal(edited[0], noise[0])
     assert (edited[1] != noise[1]).any()
+
+
+class Far:
+    """An engine whose memory is not the host's, and that cannot edit."""
+
+    name, device = "far", "far:0"
+
+    def upload(self, array: np.ndarray) -> dict[str, np.ndarray]:
+        return {"there": array.copy()}
+
+    def download(self, buffer: dict[str, np.ndarray]) -> np.ndarray:
+        return buffer["there"].copy()
+
+
+class Near(Far):
+    """One that can: it tells what it was asked for."""
+
+    def edit(self, noise: object, origins: np.ndarray, boxes: np.ndarray, mode: str) -> object:
+        return noise, origins, boxes, mode
+
+
+@pytest.mark.parametrize("mode", ["nearest", "bilinear"])
+@pytest.mark.parametrize("frames", [1, 3])
+def test_an_engine_that_cannot_edit_gets_what_the_host_computes_bit_for_bit(mode: Any, frames: int) -> None:
+    noise = RNG.standard_normal((frames, 4, 9, 11)).astype(np.float32)
+    turn = Motion(np.array([[0.9, -0.3, 14], [0.2, 1.1, -6]]), (2, 1, 9, 8), "affine")
+    motions = [{"face": turn}, {}]
+    far = Far()
+    found = far.download(edit(far, far.upload(noise), motions, 8, mode))  # type: ignore[arg-type, list-item]
+    every = noise if frames == 3 else noise[[0, 0, 0]]
+    np.testing.assert_array_equal(found, edit_latents(every, motions, 8, mode))  # type: ignore[arg-type]
+
+
+def test_an_engine_that_edits_is_told_every_region_in_cells_and_keeps_the_latents() -> None:
+    near, held = Near(), object()
+    shift, box = np.array([[1.0, 0, 16], [0, 2, 8]]), (3, 2, 6, 5)
+    motions = [{}, {"left_hand": Motion(shift, box, "affine"), "face": Motion(IDENTITY, box, "affine")}]
+    noise, origins, boxes, mode = edit(near, held, motions, 8, "nearest")  # type: ignore[arg-type]
+    assert noise is held
+    assert mode == "nearest"
+    assert (origins.shape, origins.dtype, boxes.dtype) == ((3, 3, 2, 3), np.float64, np.int32)
+    np.testing.assert_array_equal(boxes, [[[0] * 4] * 3] * 2 + [[box, box, [0] * 4]])
+    # Cell (3, 2) has its centre at pixel (28, 20), which came from (12, 6): cell (1, 0.25).
+    np.testing.assert_allclose(origins[2, 0] @ (3, 2, 1), (1, 0.25), atol=1e-12)
+    np.testing.assert_array_equal(origins[2, 1], IDENTITY)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from posecrafter.errors import EngineError, RequestError
+from posecrafter.kernels.warp_latents import truth
 from posecrafter.pose import PoseTrack
 from posecrafter.runtime import Bundle, Request, Session
 
@@ -162,6 +163,33 @@ def test_a_changed_prompt_needs_an_exported_bundle(memory_bundle: Bundle, engine
     with pytest.raises(RequestError) as caught:
         Session(memory_bundle, engine(by_time)).render(Request(poses=target(1, memory_bundle), prompt="red hair"))
     assert caught.value.code == "prompt-text"
+
+
+@pytest.mark.parametrize(("inversion", "kept"), [("reference", 1), ("target", 0), (None, 0)])
+def test_an_engine_that_edits_keeps_the_latents_from_inversion_to_decoding(
+    inversion: Any, kept: int, memory_bundle: Bundle, engine: Engines
+) -> None:
+    """It is asked for the inverted frame that is kept for the next request, for what is decoded, and for nothing else;
+    and the frames are those of an engine that cannot."""
+    plain, downloads = engine(by_time), []
+
+    class Keeping(type(plain)):
+        def download(self, buffer: np.ndarray) -> np.ndarray:
+            downloads.append(buffer.shape)
+            return buffer
+
+        def fetch(self, buffer: np.ndarray) -> Callable[[], np.ndarray]:
+            return lambda: buffer
+
+        def edit(self, noise: np.ndarray, origins: np.ndarray, boxes: np.ndarray, mode: str) -> np.ndarray:
+            every = np.repeat(noise, len(origins) // len(noise), axis=0)
+            return truth(every, every[0], origins, boxes, ["nearest", "bilinear"].index(mode))
+
+    request = Request(poses=target(5, memory_bundle), inversion=inversion, window=3, warp="nearest", decode_chunk=9)
+    result = Session(memory_bundle, Keeping(by_time)).render(request)
+    assert sum(len(regions) for regions in result.plan.motions) > 5
+    assert len(downloads) == kept + 2 * len(result.plan.windows)
+    np.testing.assert_array_equal(result.frames, Session(memory_bundle, plain).render(request).frames)
 
 
 def test_an_exported_bundle_renders_and_a_changed_prompt_changes_the_picture(tiny_bundle: Path) -> None:

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from posecrafter.errors import EngineError
+from posecrafter.kernels.warp_latents import warp
 from posecrafter.progress import silent
+from posecrafter.runtime.edit import Motion, edit, edit_latents
 from posecrafter.runtime.engines import torch as engine_file
-from posecrafter.runtime.engines.base import Overlapping
-from posecrafter.runtime.engines.torch import Recording, TorchEngine
+from posecrafter.runtime.engines.base import Editing, Overlapping
+from posecrafter.runtime.engines.torch import EditingTorchEngine, Recording, TorchEngine
 from posecrafter.runtime.network import Network
 from posecrafter.runtime.solve import solve
 from posecrafter.schedule import Schedule
@@ -41,7 +48,8 @@ def solved(record: bool, frames: int = 3, seed: int = 0) -> np.ndarray:
     features = network.engine.upload(random.standard_normal((frames, 8, 4, 4)).astype(np.float32))
     x = random.standard_normal((frames, 4, 4, 4)).astype(np.float32)
     conditions = network.conditions(text, (-1.0, 2.0), features, 0.5)
-    return solve(network, x, Schedule().sampling(7), conditions, "sample", silent)
+    solved = solve(network, network.engine.upload(x), Schedule().sampling(7), conditions, "sample", silent)
+    return network.engine.download(solved)
 
 
 @pytest.mark.parametrize("frames", [1, 3])
@@ -101,7 +109,7 @@ def test_nan_is_named_with_the_step_that_made_it_though_the_next_one_has_begun()
     seen: list[int] = []
     with pytest.raises(EngineError) as caught:
         solve(
-            network, np.zeros((2, 4, 4, 4), np.float32), Schedule().sampling(5), conditions, "sample",
+            network, torch.zeros(2, 4, 4, 4), Schedule().sampling(5), conditions, "sample",
             lambda stage, done, total, detail="": seen.append(done),
         )  # fmt: skip
     assert caught.value.code == "nan-latents"
@@ -113,10 +121,55 @@ def test_progress_reaches_the_last_step_of_an_overlapping_engine() -> None:
     network, seen = Network(engine(record=True)), []
     conditions = network.conditions(np.zeros((1, 5, 6), np.float32), (1.0,), torch.zeros(2, 8, 4, 4), 1.0)
     solve(
-        network, np.zeros((2, 4, 4, 4), np.float32), Schedule().sampling(4), conditions, "sample",
+        network, torch.zeros(2, 4, 4, 4), Schedule().sampling(4), conditions, "sample",
         lambda stage, done, total, detail="": seen.append((done, total)),
     )  # fmt: skip
     assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+def random_motions(frames: int, wide: int, high: int, seed: int) -> list[dict[str, Motion]]:
+    """Turns, stretches and shifts of up to three regions whose boxes overlap; the second frame has none."""
+    random, motions = np.random.default_rng(seed), []
+    for frame in range(frames):
+        regions = {}
+        for name in () if frame == 1 else ("face", "left_hand", "right_hand"):
+            matrix = np.column_stack([np.eye(2) + random.normal(0, 0.2, (2, 2)), random.normal(0, 12, 2)])
+            left, top = int(random.integers(0, wide - 2)), int(random.integers(0, high - 2))
+            box = left, top, int(random.integers(left + 1, wide + 1)), int(random.integers(top + 1, high + 1))
+            regions[name] = Motion(matrix, box, "affine")
+        motions.append(regions)
+    return motions
+
+
+@pytest.mark.parametrize("mode", ["nearest", "bilinear"])
+@pytest.mark.parametrize(("frames", "copies"), [(2, 1), (2, 2), (18, 1), (18, 18)])
+def test_latents_edited_in_the_engine_equal_the_hosts(mode: Any, frames: int, copies: int) -> None:
+    """Also where the noise lies channels-last, as a recorded step leaves it."""
+    editing, plain = EditingTorchEngine({}, warp), TorchEngine({})
+    assert isinstance(editing, Editing)
+    assert not isinstance(plain, Editing)
+    noise = np.random.default_rng(3).standard_normal((copies, 4, 9, 24)).astype(np.float32)
+    motions = random_motions(frames - 1, 24, 9, seed=frames)
+    expected = edit_latents(np.repeat(noise, frames // copies, axis=0), motions, 8, mode)  # type: ignore[arg-type]
+    assert (expected != np.repeat(noise, frames // copies, axis=0)).sum() > 50
+    buffer = editing.upload(noise).contiguous(memory_format=torch.channels_last)
+    found = editing.download(edit(editing, buffer, motions, 8, mode))  # type: ignore[arg-type]
+    assert found.dtype == np.float32
+    if mode == "nearest":
+        np.testing.assert_array_equal(found, expected)
+    else:
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+    np.testing.assert_array_equal(editing.download(buffer), noise)
+    np.testing.assert_array_equal(plain.download(edit(plain, plain.upload(noise), motions, 8, mode)), expected)  # type: ignore[arg-type]
+
+
+def test_a_download_is_a_copy_that_outlives_the_next_step() -> None:
+    recorded = engine(record=True)
+    graph = recorded.load("denoiser")
+    found = recorded.download(graph.run(inputs_of(recorded, 3, 0.5))["x_next"])
+    value = found.copy()
+    graph.run(inputs_of(recorded, 3, 0.25))
+    np.testing.assert_array_equal(found, value)
 
 
 @pytest.mark.gpu
@@ -128,3 +181,26 @@ def test_a_captured_step_equals_a_plain_call_on_cuda() -> None:
         expected = plain.load("denoiser").run(inputs_of(plain, 3, fill))["x_next"]
         found = recorded.load("denoiser").run(inputs_of(recorded, 3, fill))["x_next"]
         torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("mode", ["nearest", "bilinear"])
+def test_the_kernel_edits_latents_on_cuda_as_the_host_does(mode: Any) -> None:
+    """In a process of its own: in this one kernels are interpreted."""
+    program = f"""
+import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
+import os; os.environ.pop("TRITON_INTERPRET", None)
+import numpy as np
+from test_torch import random_motions
+from posecrafter.kernels.warp_latents import warp
+from posecrafter.runtime.edit import edit, edit_latents
+from posecrafter.runtime.engines.torch import EditingTorchEngine
+engine, motions = EditingTorchEngine({{}}, warp, "cuda"), random_motions(16, 64, 64, seed=1)
+noise = np.random.default_rng(0).standard_normal((1, 4, 64, 64)).astype(np.float32)
+found = engine.download(edit(engine, engine.upload(noise), motions, 8, {mode!r}))
+expected = edit_latents(np.repeat(noise, 17, axis=0), motions, 8, {mode!r})
+np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
