@@ -18,6 +18,7 @@ from posecrafter.kernels.group_norm_silu import group_norm_silu
 from posecrafter.kernels.guidance_step import guidance_step
 from posecrafter.kernels.key_frame_attention import key_frame_attention
 from posecrafter.kernels.temporal_attention import temporal_attention
+from posecrafter.kernels.temporal_projection import pays, temporal_projection
 
 
 class FusedNorm(nn.Module):
@@ -68,12 +69,18 @@ class Queries(nn.Module):
         """x: [P*F, n, C] -> [P*F, n, C]."""
         return temporal_attention(self.to_q(x), self.to_k(x), self.to_v(x), self.heads, frames, out)
 
+    def temporal_projected(self, x: Tensor, frames: int, weight: Tensor, bias: Tensor, residual: Tensor) -> Tensor:
+        """residual + temporal(x) weight^T + bias. x, residual: [P*F, n, C], weight: [C, C] -> [P*F, n, C]."""
+        q, k, v = self.to_q(x), self.to_k(x), self.to_v(x)
+        return temporal_projection(q, k, v, self.heads, frames, weight, bias, residual)
+
 
 class FusedTransformerBlock(nn.Module):
     """A TransformerBlock whose attentions copy nothing, and whose first two share one output projection.
 
     attn1 and attn_temp write into the halves of one buffer of rows [2 C]; W [a, t] + b with W = [W_1, W_temp] and
-    b = b_1 + b_temp is then the sum of both projections in one product, accumulated in fp32 and written once.
+    b = b_1 + b_temp is then the sum of both projections in one product, accumulated in fp32 and written once. Where
+    the network is narrow, attn1's half is added to x in place, and attn_temp's to that behind its attention.
     """
 
     def __init__(self, block: TransformerBlock) -> None:
@@ -87,20 +94,27 @@ class FusedTransformerBlock(nn.Module):
             self.out = _joined(self.out, block.attn_temp.to_out[0])
 
     def forward(self, x: Tensor, text: Tensor, fold: Fold) -> Tensor:
-        """x: [F or B*F, n, C], text: [B, T, D] -> [B*F, n, C]."""
-        x = fold.spread(x + self._see_frames(self.norm1(x), fold))
+        """x: [F or B*F, n, C], overwritten in a narrow network; text: [B, T, D] -> [B*F, n, C]."""
+        x = fold.spread(self._see_frames(x, fold))
         x = x + self.text_out(self.attn2.key_frame(self.norm2(x), text))
         return x + self.ff(self.norm3(x))
 
-    def _see_frames(self, normed: Tensor, fold: Fold) -> Tensor:
+    def _see_frames(self, x: Tensor, fold: Fold) -> Tensor:
+        """x + attn1(n) + attn_temp(n), n = norm1(x)."""
+        normed = self.norm1(x)
         batch, tokens, width = normed.shape
         key = normed.reshape(fold.outer, fold.frames, tokens, width)[:, 0]
         if self.attn_temp is None:
-            return self.out(self.attn1.key_frame(normed, key))
+            return x + self.out(self.attn1.key_frame(normed, key))
+        if pays(width, self.attn_temp.heads, fold.frames):
+            first, second = self.out.weight.split(width, 1)
+            seen = self.attn1.key_frame(normed, key)
+            x = x.flatten(0, 1).addmm_(seen.flatten(0, 1), first.T).view_as(x)  # a sum of its own is three passes more
+            return self.attn_temp.temporal_projected(normed, fold.frames, second, self.out.bias, x)
         both = normed.new_empty(batch, tokens, 2 * width)
         self.attn1.key_frame(normed, key, both[..., :width])
         self.attn_temp.temporal(normed, fold.frames, both[..., width:])
-        return self.out(both)
+        return x + self.out(both)
 
 
 class FusedStep(nn.Module):

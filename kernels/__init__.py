@@ -5,12 +5,20 @@ from posecrafter.kernels import (
     guidance_step,
     key_frame_attention,
     temporal_attention,
+    temporal_projection,
     warp_latents,
 )
 from posecrafter.kernels.registry import Kernel
 
 KERNELS: dict[str, Kernel] = {
     module.KERNEL.name: module.KERNEL
-    for module in (key_frame_attention, temporal_attention, group_norm_silu, guidance_step, warp_latents)
+    for module in (
+        key_frame_attention,
+        temporal_attention,
+        temporal_projection,
+        group_norm_silu,
+        guidance_step,
+        warp_latents,
+    )
 }
 """What tests, benchmarks and the ahead-of-time build go through."""

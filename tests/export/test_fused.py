@@ -66,6 +66,8 @@ def checked(name: str, arguments: tuple[Any, ...]) -> Any:
     inputs = list(arguments)
     if "attention" in name and inputs[-1] is None:
         inputs[-1] = torch.empty_like(inputs[0])
+    if name == "temporal_projection":
+        inputs.append(torch.empty_like(inputs[0]))
     if name == "group_norm_silu":
         x, weight, bias, add, groups, _, outer, _ = inputs
         module.check(x, weight, bias, add, groups, outer)

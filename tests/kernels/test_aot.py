@@ -17,8 +17,8 @@ from posecrafter.kernels.aot import builds, main
 from posecrafter.kernels.compile import MOST_STACK, SHARED, TARGETS
 
 HOPPER = "key_frame_attention_d(40|160)_|temporal_attention_(d40_f16|d160_f128)_|norm_.*_c320_"
-HOPPER += "|guidance_step_b2_|warp_latents_bilinear_"
-ELSEWHERE = "key_frame_attention_d80_|norm_measure_c320_"
+HOPPER += "|guidance_step_b2_|warp_latents_bilinear_|temporal_projection_c(64_f16|256_f32)_"
+ELSEWHERE = "key_frame_attention_d80_|norm_measure_c320_|temporal_projection_c128_f32_"
 
 
 def build(*commands: list[str]) -> None:
@@ -47,7 +47,7 @@ def check_entries(folder: Path, target: int) -> None:
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """hopper/: most kernels as cubins; text/: two as PTX; others/: two for every other target; bundle/: one."""
+    """hopper/: most kernels as cubins; text/: two as PTX; others/: three for every other target; bundle/: one."""
     folder = tmp_path_factory.mktemp("kernels")
     (folder / "bundle").mkdir()
     (folder / "bundle/manifest.json").write_text("{}")
@@ -62,13 +62,13 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_kernels_for_hopper_fit_the_device_and_spill_nothing(built: Path) -> None:
-    assert len(entries(built / "hopper", 90)) == 9
+    assert len(entries(built / "hopper", 90)) == 11
     check_entries(built / "hopper", 90)
 
 
 @pytest.mark.parametrize("target", [target for target in TARGETS if target != 90])
 def test_kernels_for_another_target_fit_it_and_spill_no_more_than_the_bound(target: int, built: Path) -> None:
-    assert len(entries(built / "others", target)) == 2
+    assert len(entries(built / "others", target)) == 3
     check_entries(built / "others", target)
 
 

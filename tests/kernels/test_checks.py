@@ -12,15 +12,17 @@ from posecrafter.errors import EngineError
 from posecrafter.kernels import KERNELS
 from posecrafter.kernels.checks import check_grid, check_rows
 from posecrafter.kernels.key_frame_attention import tile
+from posecrafter.kernels.temporal_projection import pays
 
 SMALL: dict[str, dict[str, int]] = {
     "key_frame_attention": {"prompts": 2, "frames": 2, "tokens": 9, "keys": 9, "heads": 2, "head": 40},
     "temporal_attention": {"prompts": 2, "frames": 2, "tokens": 9, "heads": 2, "head": 40},
+    "temporal_projection": {"prompts": 2, "frames": 2, "tokens": 9, "heads": 2, "head": 40},
     "group_norm_silu": {"prompts": 2, "frames": 2, "channels": 32, "high": 3, "wide": 3, "groups": 4, "add": 1},
     "guidance_step": {"prompts": 2, "frames": 2, "channels": 4, "high": 3, "wide": 3},
     "warp_latents": {"frames": 2, "channels": 4, "high": 4, "wide": 4, "bilinear": 0},
 }
-FIRST = dict(zip(SMALL, ("q", "q", "x", "x", "noise"), strict=True))
+FIRST = dict(zip(SMALL, ("q", "q", "q", "x", "x", "noise"), strict=True))
 
 
 def inputs_of(name: str) -> dict[str, Any]:
@@ -75,6 +77,10 @@ def test_another_dtype_is_refused_with_those_that_are_allowed(name: str) -> None
         ("temporal_attention", {"frames": 3}),
         ("temporal_attention", {"frames": 129}),
         ("temporal_attention", {"heads": 20}),
+        ("temporal_projection", {"frames": 33}),
+        ("temporal_projection", {"weight": torch.zeros(80, 40, dtype=torch.float16)}),
+        ("temporal_projection", {"bias": torch.zeros(40, dtype=torch.float16)}),
+        ("temporal_projection", {"residual": torch.zeros(4, 8, 80, dtype=torch.float16)}),
         ("group_norm_silu", {"outer": 3}),
         ("group_norm_silu", {"groups": 5}),
         ("group_norm_silu", {"weight": torch.zeros(31, dtype=torch.float16)}),
@@ -95,6 +101,45 @@ def test_an_attention_writes_into_a_slice_of_wider_rows_and_nothing_beside_it() 
         KERNELS[name].launch(**inputs, out=both[..., 80:])
         torch.testing.assert_close(both[..., 80:], KERNELS[name].launch(**inputs), rtol=0, atol=0)
         assert (both[..., :80] == 7).all()
+
+
+def test_a_projection_takes_half_of_a_wider_matrix_and_writes_into_wider_rows() -> None:
+    inputs = inputs_of("temporal_projection")
+    expected = KERNELS["temporal_projection"].launch(**inputs)
+    joined, both = torch.randn(80, 160).half(), torch.full((4, 9, 160), 7.0, dtype=torch.float16)
+    joined[:, 80:] = inputs["weight"]
+    KERNELS["temporal_projection"].launch(**{**inputs, "weight": joined[:, 80:]}, out=both[..., 80:])
+    torch.testing.assert_close(both[..., 80:], expected, rtol=0, atol=0)
+    assert (both[..., :80] == 7).all()
+
+
+def test_a_projection_too_wide_or_of_too_many_frames_is_refused_with_what_to_take() -> None:
+    for sizes in ({"heads": 8, "head": 80}, {"frames": 33}):
+        named = {**SMALL["temporal_projection"], "prompts": 1, **sizes}
+        inputs = KERNELS["temporal_projection"].inputs(named, torch.float16, torch.Generator().manual_seed(0))
+        error = refused("temporal_projection", inputs)
+        assert error.code == "kernel-shape"
+        assert "take temporal_attention" in error.message
+
+
+@pytest.mark.parametrize(
+    ("width", "heads", "frames", "fused"),
+    [
+        (64, 4, 17, True),
+        (128, 4, 17, True),
+        (128, 4, 6, False),
+        (128, 4, 33, False),
+        (192, 4, 16, True),
+        (192, 4, 17, False),
+        (320, 8, 16, False),
+        (640, 8, 16, False),
+    ],
+)
+def test_the_projection_pays_where_its_matrix_is_smaller_than_what_it_saves(
+    width: int, heads: int, frames: int, fused: bool
+) -> None:
+    """W is 2 C^2 bytes a program, and 128 rows of F / R real ones save 4 C bytes each."""
+    assert pays(width, heads, frames) == fused
 
 
 def test_rows_need_one_distance() -> None:

@@ -21,6 +21,7 @@ HEADS = [8, 16, 24, 40, 48, 80, 96, 160]
 SIZES = {
     "key_frame_attention": ("prompts", "frames", "tokens", "keys", "heads", "head"),
     "temporal_attention": ("prompts", "frames", "tokens", "heads", "head"),
+    "temporal_projection": ("prompts", "frames", "tokens", "heads", "head"),
     "group_norm_silu": ("prompts", "frames", "channels", "high", "wide", "groups", "add"),
     "guidance_step": ("prompts", "frames", "channels", "high", "wide"),
     "warp_latents": ("frames", "channels", "high", "wide", "bilinear"),
@@ -42,6 +43,14 @@ CASES = [
     ("temporal_attention", (1, 101, 2, 1, 80), HALF),
     ("temporal_attention", (1, 128, 1, 1, 160), HALF),
     ("temporal_attention", (1, 4, 7, 3, 32), HALF),
+    ("temporal_projection", (2, 1, 9 * 9, 2, 40), HALF),
+    ("temporal_projection", (2, 3, 9 * 9, 4, 16), HALF),
+    ("temporal_projection", (1, 17, 9, 4, 32), BRAIN),
+    ("temporal_projection", (1, 17, 9, 2, 80), HALF),
+    ("temporal_projection", (2, 17, 5, 1, 160), BRAIN),
+    ("temporal_projection", (1, 3, 9, 6, 40), HALF),
+    ("temporal_projection", (1, 32, 3, 3, 24), HALF),
+    ("temporal_projection", (1, 2, 7, 3, 8), HALF),
     ("group_norm_silu", (2, 3, 40, 9, 9, 4, 1), HALF),
     ("group_norm_silu", (1, 17, 80, 3, 9, 8, 0), BRAIN),
     ("group_norm_silu", (1, 1, 320, 3, 3, 32, 1), HALF),
@@ -130,6 +139,12 @@ def test_key_frame_attention_of_any_shape(prompts: int, frames: int, tokens: int
 @given(st.integers(1, 128), st.integers(1, 5), st.integers(1, 3), st.sampled_from(HEADS))
 def test_temporal_attention_of_any_shape(frames: int, tokens: int, heads: int, head: int) -> None:
     check_launch("temporal_attention", 1, frames, tokens, heads, head)
+
+
+@settings(max_examples=10, deadline=None, derandomize=True)
+@given(st.integers(1, 32), st.integers(1, 5), st.integers(1, 3), st.sampled_from([d for d in HEADS if d <= 80]))
+def test_temporal_projection_of_any_shape(frames: int, tokens: int, heads: int, head: int) -> None:
+    check_launch("temporal_projection", 1, frames, tokens, heads, head)
 
 
 @settings(max_examples=10, deadline=None, derandomize=True)
