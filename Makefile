@@ -30,10 +30,12 @@ check: $(INSTALLED)
 	rm -rf $(TYPED) && $(BIN)/pip install --quiet --no-deps --no-build-isolation --target $(TYPED) .
 	cd $(TYPED) && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p posecrafter
 
-# RECORDS=--dry proves the script on a CPU. Where nothing can be set up:
-# python3 bench/from_checkout.py posecrafter.bench.gpu_records
-gpu-records: $(INSTALLED)
-	$(BIN)/python -m posecrafter.bench.gpu_records $(RECORDS)
+# RECORDS=--dry proves the script on a CPU. Where there is no .venv but a Python that has torch and triton, as on a GPU
+# machine without a network, that one runs the checkout as it lies and nothing is installed.
+gpu-records:
+	@if test ! -e $(INSTALLED) && $(PYTHON) -c 'import torch, triton' 2>/dev/null; \
+	then $(PYTHON) bench/from_checkout.py posecrafter.bench.gpu_records $(RECORDS); \
+	else $(MAKE) $(INSTALLED) && $(BIN)/python -m posecrafter.bench.gpu_records $(RECORDS); fi
 
 format: $(INSTALLED)
 	$(BIN)/ruff format .

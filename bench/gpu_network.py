@@ -8,6 +8,7 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -15,8 +16,11 @@ from posecrafter.bench.published import PublishedDenoiser
 from posecrafter.export.fused import place_kernels
 from posecrafter.export.graphs import Step
 from posecrafter.finetune.network import VideoControlNet, VideoDenoiser, VideoUNet
-from posecrafter.runtime.engines.torch import TorchEngine
+from posecrafter.kernels.warp_latents import warp
+from posecrafter.runtime.edit import Motion, edit
+from posecrafter.runtime.engines.torch import EditingTorchEngine, TorchEngine
 from posecrafter.runtime.network import Conditions, Network
+from posecrafter.runtime.request import REGIONS
 from posecrafter.schedule import Schedule
 from posecrafter.schedule import Step as SolverStep
 
@@ -130,7 +134,9 @@ def make_rig(variant: str, size: Size, device: torch.device, dtype: torch.dtype)
     if variant == "published, compiled":
         step = torch.compile(step, dynamic=False)
     graphs = {"denoiser": (step, INPUTS, ("x_next", "eps"))}
-    return Rig(Network(TorchEngine(graphs, str(device), record=variant in ("stock", "kernels"))), encode)
+    if variant == "kernels":
+        return Rig(Network(EditingTorchEngine(graphs, warp, str(device), record=True)), encode)
+    return Rig(Network(TorchEngine(graphs, str(device), record=variant == "stock")), encode)
 
 
 @torch.inference_mode()
@@ -159,6 +165,23 @@ def evaluated(rig: Rig, size: Size, frames: int, weights: Sequence[float]) -> Te
     """eps of that step, from x_next = a x + b eps."""
     x, step = noise(size, frames, torch.device(rig.network.engine.device)), Schedule().sampling(50)[25]
     return (stepper(rig, size, frames, weights)() - step.a * x) / step.b
+
+
+def edited(rig: Rig, size: Size) -> Tensor:
+    """One inverted frame as the start of a pass: a face and two hands moved and turned in each of its frames."""
+    motions, cells = [], size.side
+    for frame in range(size.frames):
+        turn = 0.1 * np.sin(frame)
+        matrix = np.array([[np.cos(turn), -np.sin(turn), 3.0 * frame], [np.sin(turn), np.cos(turn), -frame]])
+        boxes = [(cells * left // 8, cells * top // 8) for left, top in ((3, 0), (1, 4), (5, 4))]
+        motions.append(
+            {
+                region: Motion(matrix, (left, top, left + cells // 4, top + cells // 4), "affine")
+                for region, (left, top) in zip(REGIONS, boxes, strict=True)
+            }
+        )
+    start = noise(size, 1, torch.device(rig.network.engine.device))
+    return edit(rig.network.engine, start, motions, size.factor, "nearest")
 
 
 def looped(rig: Rig, size: Size, frames: int, weights: Sequence[float], steps: Sequence[SolverStep]) -> Tensor:

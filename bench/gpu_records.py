@@ -5,6 +5,7 @@
 Needs Python 3.11 or later, torch, triton, numpy and safetensors; diffusers for decoding. First every kernel is checked
 against its truth, and the networks against each other; where one of these fails nothing is timed. Then each part adds
 JSON lines to bench/results/gpu.jsonl, until the minutes are over; the parts left out are named, to be run on their own.
+A part that breaks keeps the lines it has written, gets one that says how it broke, and the next one begins.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import platform
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -71,20 +73,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     bench = Bench(device, options.dry, ceilings(device, options.dry))
     write = _writer(out / "gpu.jsonl", bench)
     write("ceilings", bench.ceilings)
-    late = []
+    late: list[str] = []
+    broken: list[str] = []
     for part in (name for name in PARTS if name in options.parts):
         if time.monotonic() - started > 60 * options.minutes:
             late.append(part)
             continue
         began = time.monotonic()
-        for record in PARTS[part](bench):
-            write(part, record)
+        try:
+            for record in PARTS[part](bench):
+                write(part, record)
+        except Exception as error:  # whatever a driver, a compiler or a full memory raises: minutes on a GPU are dear
+            broken.append(part)
+            write(part, {"broken": f"{type(error).__name__}: {(str(error).strip() or 'no reason').splitlines()[0]}"})
+            traceback.print_exc()
         print(f"{part}: {time.monotonic() - began:.0f} s", file=sys.stderr)
     if late:
         print(f"out of time; run again with --parts {','.join(late)}", file=sys.stderr)
     if table is not None:
         write_table(out / "gpu.jsonl", table)
-    return 0
+    if broken:
+        print(f"error[gpu-broken]: {', '.join(broken)} did not end; the rest is recorded", file=sys.stderr)
+    return 1 if broken else 0
 
 
 def _parser() -> argparse.ArgumentParser:

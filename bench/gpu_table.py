@@ -35,7 +35,7 @@ def tables(records: Iterable[dict[str, Any]]) -> str:
         mine = [record for record in newest.values() if record["device"] == device]
         dry = " (dry run on a CPU: these figures say nothing)" if any(record["dry"] for record in mine) else ""
         text += f"\n### {device}{dry}\n\n"
-        text += _kernels([record for record in mine if record["part"] == "kernels"])
+        text += _kernels([record for record in mine if "ours_ms" in record])
         text += _networks([record for record in mine if "ms" in record and "flops_after_savings" in record])
         text += _pipelines([record for record in mine if "sample_seconds" in record])
     return text
@@ -60,22 +60,27 @@ def _networks(records: list[dict[str, Any]]) -> str:
         (
             record["variant"], str(record["frames"]), f"{record['ms']['p50']:.4g}",
             f"{record['flops_per_second'] / 1e12:.3g}", f"{100 * record['share_of_989e12']:.0f} %",
-            f"{record['peak_bytes'] / 2**30:.2f}",
+            f"{record['peak_bytes'] / 2**30:.2f}", _faster(record, "step"),
         )
         for record in records
     ]  # fmt: skip
-    return _table(("step", "frames", "ms", "TFLOP/s", "of 989", "peak GiB"), rows)
+    return _table(("step", "frames", "ms", "TFLOP/s", "of 989", "peak GiB", "ratio"), rows)
 
 
 def _pipelines(records: list[dict[str, Any]]) -> str:
     rows = [
         (
             record["variant"], str(record["target_frames"]), f"{record['invert_seconds']:.3g}",
-            f"{record['sample_seconds']:.3g}", f"{record['peak_bytes'] / 2**30:.2f}",
+            f"{record['sample_seconds']:.3g}", f"{record['peak_bytes'] / 2**30:.2f}", _faster(record, "both"),
         )
         for record in records
     ]  # fmt: skip
-    return _table(("pipeline", "target frames", "invert s", "sample s", "peak GiB"), rows)
+    return _table(("pipeline", "target frames", "invert s", "sample s", "peak GiB", "ratio"), rows)
+
+
+def _faster(record: dict[str, Any], what: str) -> str:
+    """Against the first variant of the same run."""
+    return f"{record['times_faster'][what]:.2f} x {record['times_faster']['than']}"
 
 
 def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from posecrafter.errors import RequestError
-from posecrafter.pose import PoseTrack
+
+if TYPE_CHECKING:  # poses are drawn with OpenCV, which who edits latents need not have
+    from posecrafter.pose import PoseTrack
 
 Inversion = Literal["reference", "target"]
 Region = Literal["face", "left_hand", "right_hand"]

@@ -14,8 +14,11 @@ import pytest
 import torch
 
 from posecrafter.bench import gpu_records
-from posecrafter.bench.gpu_network import TINY, evaluated, make_rig
+from posecrafter.bench.gpu_kernels import _compare
+from posecrafter.bench.gpu_network import TINY, edited, evaluated, make_rig
+from posecrafter.bench.gpu_parts import Bench
 from posecrafter.bench.gpu_table import BEGIN, END, tables, write_table
+from posecrafter.kernels import KERNELS
 
 ROOT = Path(__file__).parent.parent.parent
 ABSENT = ("cv2", "av", "diffusers", "transformers", "accelerate", "onnx", "onnxscript", "onnxruntime", "tokenizers")
@@ -55,10 +58,14 @@ def test_a_dry_run_from_a_checkout_records_every_part_with_where_and_when(dry: P
         assert record["dry"] is True
         assert {"device", "versions", "commit", "date"} <= set(record)
     kernels = [record for record in found if record["part"] == "kernels"]
-    assert len(kernels) == 5
+    assert len(kernels) == 6
     assert all(record["best_rival"] in record["rivals_ms"] for record in kernels)
     variants = [record["variant"] for record in found if record["part"] == "pipeline"]
     assert variants == ["published", "stock", "kernels"]
+    assert not [record for record in found if "broken" in record]
+    ratios = [record["times_faster"] for record in found if record["part"] == "pipeline"]
+    assert [ratio["than"] for ratio in ratios] == ["published"] * 3
+    assert ratios[0]["both"] == 1
 
 
 def test_the_table_says_that_a_dry_run_measures_nothing(dry: Path) -> None:
@@ -91,6 +98,31 @@ def test_nothing_is_timed_on_red(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_part_that_breaks_keeps_its_lines_and_the_next_one_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def breaks(bench: Bench) -> Iterator[dict[str, Any]]:
+        yield {"case": "before"}
+        raise MemoryError("no room")
+
+    for name in ("check_kernels", "check_networks"):
+        monkeypatch.setattr(gpu_records, name, lambda *_: iter(()))
+    monkeypatch.setattr(gpu_records, "PARTS", {"first": breaks, "second": lambda bench: iter([{"case": "after"}])})
+    words = ["--dry", "--parts", "first,second", "--out", str(tmp_path), "--table", str(tmp_path / "table.md")]
+    assert gpu_records.main(words) == 1
+    assert "error[gpu-broken]: first did not end" in capsys.readouterr().err
+    told = [(r["part"], r.get("case"), r.get("broken")) for r in records(tmp_path)]
+    assert told[1:] == [("first", "before", None), ("first", None, "MemoryError: no room"), ("second", "after", None)]
+
+
+def test_an_error_that_is_not_a_number_is_the_worst() -> None:
+    """Whichever of two outputs holds it."""
+    good, bad = torch.ones(4), torch.tensor([1.0, float("nan"), 1.0, 1.0])
+    for found in ((good, bad), (bad, good)):
+        result = _compare(KERNELS["guidance_step"], {}, torch.float16, found, [torch.ones(4)] * 2)
+        assert not result["holds"]
+
+
 def test_an_unknown_part_or_a_missing_gpu_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert gpu_records.main(["--dry", "--parts", "everything"]) == 2
     assert "error[parts]: there is no part 'everything'" in capsys.readouterr().err
@@ -109,6 +141,14 @@ def test_the_published_loop_computes_what_the_plain_network_does() -> None:
     for variant in ("published", "kernels"):
         difference = (results[variant] - results["stock"]).norm() / results["stock"].norm()
         assert 0 < difference < 1e-4
+
+
+def test_latents_are_edited_alike_on_the_host_and_in_the_engine() -> None:
+    rigs = [make_rig(variant, TINY, torch.device("cpu"), torch.float32) for variant in ("stock", "kernels")]
+    theirs, ours = (edited(rig, TINY) for rig in rigs)
+    assert theirs.shape == (TINY.frames + 1, 4, TINY.side, TINY.side)
+    assert (theirs[1] != theirs[0]).any()
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
 
 
 @pytest.mark.gpu
