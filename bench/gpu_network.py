@@ -20,7 +20,7 @@ from posecrafter.kernels.warp_latents import warp
 from posecrafter.runtime.edit import Motion, edit
 from posecrafter.runtime.engines.torch import EditingTorchEngine, TorchEngine
 from posecrafter.runtime.network import Conditions, Network
-from posecrafter.runtime.request import REGIONS
+from posecrafter.runtime.request import REGIONS, Region
 from posecrafter.schedule import Schedule
 from posecrafter.schedule import Step as SolverStep
 
@@ -167,10 +167,10 @@ def evaluated(rig: Rig, size: Size, frames: int, weights: Sequence[float]) -> Te
     return (stepper(rig, size, frames, weights)() - step.a * x) / step.b
 
 
-def edited(rig: Rig, size: Size) -> Tensor:
-    """One inverted frame as the start of a pass: a face and two hands moved and turned in each of its frames."""
+def motions_of(size: Size) -> list[dict[Region, Motion]]:
+    """A face and two hands, moved and turned in each target frame."""
     motions, cells = [], size.side
-    for frame in range(size.frames):
+    for frame in range(1, size.frames + 1):
         turn = 0.1 * np.sin(frame)
         matrix = np.array([[np.cos(turn), -np.sin(turn), 3.0 * frame], [np.sin(turn), np.cos(turn), -frame]])
         boxes = [(cells * left // 8, cells * top // 8) for left, top in ((3, 0), (1, 4), (5, 4))]
@@ -180,6 +180,11 @@ def edited(rig: Rig, size: Size) -> Tensor:
                 for region, (left, top) in zip(REGIONS, boxes, strict=True)
             }
         )
+    return motions
+
+
+def edited(rig: Rig, size: Size, motions: list[dict[Region, Motion]]) -> Tensor:
+    """One inverted frame as the start of a pass, with its regions moved."""
     start = noise(size, 1, torch.device(rig.network.engine.device))
     return edit(rig.network.engine, start, motions, size.factor, "nearest")
 

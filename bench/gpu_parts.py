@@ -20,6 +20,7 @@ from posecrafter.bench.gpu_network import (
     evaluated,
     looped,
     make_rig,
+    motions_of,
     random_step,
     stepper,
 )
@@ -119,15 +120,16 @@ def _pipelines(bench: Bench, variants: Sequence[str]) -> Iterator[dict[str, Any]
     kernels' variant on the device. Ratios are to the first variant."""
     size, schedule, first = bench.size, Schedule(), None
     frames, inversion, sampling = size.frames + 1, schedule.inversion(size.steps), schedule.sampling(size.steps)
+    motions = motions_of(size)
     for variant in variants:
         inverted = frames if variant.startswith("published") else 1
         rig = make_rig(variant, size, bench.device, bench.dtype)
         with _fresh(bench.device) as peak:
             looped(rig, size, inverted, (1.0,), inversion[:2])
             looped(rig, size, frames, GUIDED, sampling[:2])
-            edited(rig, size)
+            edited(rig, size, motions)
             invert = wall(lambda n=rig, f=inverted: looped(n, size, f, (1.0,), inversion), bench.device)
-            edit = wall(lambda n=rig: edited(n, size), bench.device)
+            edit = wall(lambda n=rig: edited(n, size, motions), bench.device)
             sample = wall(lambda n=rig: looped(n, size, frames, GUIDED, sampling), bench.device)
         rig.network.engine.close()
         del rig

@@ -15,7 +15,7 @@ import torch
 
 from posecrafter.bench import gpu_records
 from posecrafter.bench.gpu_kernels import _compare
-from posecrafter.bench.gpu_network import TINY, edited, evaluated, make_rig
+from posecrafter.bench.gpu_network import TINY, edited, evaluated, make_rig, motions_of
 from posecrafter.bench.gpu_parts import Bench
 from posecrafter.bench.gpu_table import BEGIN, END, tables, write_table
 from posecrafter.kernels import KERNELS
@@ -33,7 +33,7 @@ def dry(tmp_path_factory: pytest.TempPathFactory) -> Path:
 import sys
 sys.meta_path = [finder for finder in sys.meta_path if "editable" not in type(finder).__module__ + str(finder)]
 sys.modules.update(dict.fromkeys({ABSENT!r}))
-sys.argv = ["from_checkout.py", "posecrafter.bench.gpu_records", "--dry", "--out", {str(folder)!r},
+sys.argv = ["from_checkout.py", "posecrafter.bench.gpu_records", "--dry", "--minutes", "60", "--out", {str(folder)!r},
             "--table", {str(folder / "table.md")!r}, "--parts", {",".join([*gpu_records.PARTS, "check"])!r}]
 import runpy
 runpy.run_path({str(ROOT / "bench/from_checkout.py")!r}, run_name="__main__")
@@ -145,7 +145,7 @@ def test_the_published_loop_computes_what_the_plain_network_does() -> None:
 
 def test_latents_are_edited_alike_on_the_host_and_in_the_engine() -> None:
     rigs = [make_rig(variant, TINY, torch.device("cpu"), torch.float32) for variant in ("stock", "kernels")]
-    theirs, ours = (edited(rig, TINY) for rig in rigs)
+    theirs, ours = (edited(rig, TINY, motions_of(TINY)) for rig in rigs)
     assert theirs.shape == (TINY.frames + 1, 4, TINY.side, TINY.side)
     assert (theirs[1] != theirs[0]).any()
     torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
