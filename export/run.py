@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +43,7 @@ class Run:
             )
         try:
             record = read_json(path)
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        except ValueError as error:
             raise ExportError("run-format", f"{path} is not valid JSON ({error}); fine-tune again") from error
         if record.get("format") != FORMAT:
             raise ExportError(

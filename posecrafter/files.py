@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -120,5 +121,17 @@ def write_json(path: Path | str, value: Any) -> None:
 
 
 def read_json(path: Path | str) -> Any:
-    """Parse a JSON file. Raises: OSError, json.JSONDecodeError."""
-    return json.loads(Path(path).read_text(encoding="utf-8"))
+    """Parse a JSON file of finite numbers. Raises: OSError; ValueError for what is no such file."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        return json.loads(text, parse_constant=_finite, parse_float=_finite)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
+def _finite(text: str) -> float:
+    """JSON knows no NaN and no Infinity, but Python reads both, and 1e999 as the latter."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is not a finite number")
+    return value

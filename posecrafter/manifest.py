@@ -6,19 +6,22 @@ no parser sees a byte that the exporter did not write.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
 from posecrafter.errors import BundleError
+from posecrafter.fields import LARGEST_COUNT, LARGEST_SIDE, Bounds, as_object, is_whole, read_fields
 from posecrafter.files import read_json, sha256_of, write_json
 from posecrafter.schedule import Schedule
 
 FORMAT = "posecrafter-bundle"
 FORMAT_VERSION = 1
 NAME = "manifest.json"
+KINDS = ("merged", "shared")
+SEALED = ("graphs", "person")
+"""Folders of a bundle in which every file is listed; what is compiled and other people's packs lie elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,7 @@ class Manifest:
             )
         try:
             raw = read_json(path)
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        except ValueError as error:
             raise BundleError(
                 "bundle-manifest", f"{path} is not valid JSON ({error}); export the bundle again"
             ) from error
@@ -126,34 +129,33 @@ class Manifest:
         if not isinstance(raw, dict) or raw.get("format") != FORMAT:
             raise BundleError("bundle-manifest", f"{path} is not a PoseCrafter manifest; export the bundle again")
         version = raw.get("format_version")
-        if version != FORMAT_VERSION:
+        if version != FORMAT_VERSION or version is True:
             cure = "update posecrafter" if isinstance(version, int) and version > FORMAT_VERSION else "export it again"
             raise BundleError(
                 "bundle-format", f"{path} has format version {version}; this release reads {FORMAT_VERSION}: {cure}"
             )
         values = {name: value for name, value in raw.items() if name not in ("format", "format_version")}
-        parts: dict[str, type] = {
-            **dict.fromkeys(("width", "height", "frames", "prompts"), Range),
-            "latents": Latents,
-            "text": Text,
-            "schedule": Schedule,
-            "defaults": Defaults,
-        }
         try:
-            for name, kind in parts.items():
-                values[name] = kind(**values[name])
-            values["files"] = {name: FileEntry(**entry) for name, entry in values["files"].items()}
-            return cls(**values)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise BundleError(
-                "bundle-manifest", f"{path} lacks or misnames a field ({error}); export it again"
-            ) from error
+            for name, kind in _PARTS.items():
+                if name in values:
+                    values[name] = read_fields(kind, values[name], f"{path}: {name}", _BOUNDS.get(kind))
+            values["files"] = read_entries(values.get("files"), f"{path}: files")
+            values["shared"] = _read_shared(values.get("shared", {}), f"{path}: shared")
+            manifest = read_fields(cls, values, str(path))
+            if manifest.kind not in KINDS:
+                raise ValueError(f"{path} is of the unknown kind {manifest.kind!r}")
+            if manifest.frames.max < 2:
+                raise ValueError(f"{path} allows no frame beside the reference")
+        except ValueError as error:
+            raise BundleError("bundle-manifest", f"{error}; export it again") from error
+        return manifest
 
     def verify(self, folder: Path | str, under: str = "") -> None:
-        """Check that every listed file lies inside `folder`, is there, and has its size and hash.
+        """Check that every listed file lies inside `folder`, is there, and has its size and hash, and that no other
+        file lies beside them: nobody vouches for it, and a reader might take it for the bundle's.
 
         under: only files whose path starts so ("person/" saves hashing the graphs when none of them will be opened).
-        Raises: BundleError "bundle-path", "bundle-file-missing", "bundle-hash".
+        Raises: BundleError "bundle-path", "bundle-file-missing", "bundle-hash", "bundle-file-unlisted".
         """
         root = Path(folder).resolve()
         for name, entry in self.files.items():
@@ -177,6 +179,11 @@ class Manifest:
                     "bundle-hash",
                     f"{folder}: {name} was altered (sha256 {digest[:12]}, expected {entry.sha256[:12]}); copy it again",
                 )
+        for name in _present(root):
+            if name.startswith(under) and name not in self.files:
+                raise BundleError(
+                    "bundle-file-unlisted", f"{folder} holds {name}, which its manifest does not list; remove that file"
+                )
 
     @staticmethod
     def entries(folder: Path | str) -> dict[str, FileEntry]:
@@ -184,3 +191,41 @@ class Manifest:
         root = Path(folder)
         paths = sorted(path for path in root.rglob("*") if path.is_file() and path.name != NAME)
         return {p.relative_to(root).as_posix(): FileEntry(p.stat().st_size, sha256_of(p)) for p in paths}
+
+
+_PARTS: Mapping[str, type[Range | Latents | Text | Schedule | Defaults]] = {
+    **dict.fromkeys(("width", "height", "frames", "prompts"), Range),
+    "latents": Latents,
+    "text": Text,
+    "schedule": Schedule,
+    "defaults": Defaults,
+}
+_BOUNDS: Mapping[type, Bounds] = {
+    Latents: {"channels": (1, 4096), "factor": (1, 256)},
+    Schedule: {"steps_offset": (0, LARGEST_COUNT)},
+    Defaults: {"width": (1, LARGEST_SIDE), "height": (1, LARGEST_SIDE)},
+}
+
+
+def read_entries(raw: Any, where: str) -> dict[str, FileEntry]:
+    """Sizes and hashes by path, as manifests and packs list them. Raises: ValueError."""
+    bounds = {"bytes": (0, 2**63 - 1)}
+    return {
+        name: read_fields(FileEntry, entry, f"{where}: {name}", bounds) for name, entry in as_object(raw, where).items()
+    }
+
+
+def _read_shared(raw: Any, where: str) -> dict[str, dict[str, list[int]]]:
+    for graph, inputs in as_object(raw, where).items():
+        for name, shape in as_object(inputs, f"{where}: {graph}").items():
+            if not isinstance(shape, list) or not all(is_whole(side, 0, 2**31 - 1) for side in shape):
+                raise ValueError(f"{where}: {graph} has a shape of something else than sizes: {name}")
+    return dict(raw)
+
+
+def _present(root: Path) -> Iterator[str]:
+    """Every file in the sealed folders; a name with a dot in front is the system's."""
+    for part in SEALED:
+        for path in sorted((root / part).rglob("*")):
+            if not path.is_dir() and not path.name.startswith("."):
+                yield path.relative_to(root).as_posix()

@@ -37,11 +37,12 @@ class Bundle:
         """Read and verify a bundle folder. graphs: hash these too; a plan, which opens none, need not wait for it.
 
         Raises: BundleError "bundle-missing", "bundle-manifest", "bundle-format", "bundle-path", "bundle-file-missing",
-        "bundle-hash", "bundle-person".
+        "bundle-file-unlisted", "bundle-hash", "bundle-person".
         """
         root = Path(folder)
         manifest = Manifest.read(root)
-        for name in ("person/poses.json", "person/latents.safetensors", "person/text.safetensors"):
+        shared = ["person/weights.safetensors"] if manifest.kind == "shared" else []
+        for name in ["person/poses.json", "person/latents.safetensors", "person/text.safetensors", *shared]:
             if name not in manifest.files:
                 raise BundleError("bundle-file-missing", f"{root}: the manifest does not list {name}; export it again")
         manifest.verify(root, "" if graphs else "person/")

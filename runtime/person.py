@@ -8,7 +8,6 @@ A pack of low-rank updates has a format of its own, so that a reader that knows 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -20,8 +19,9 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from posecrafter.errors import BundleError
+from posecrafter.fields import LARGEST_SIDE, as_object, read_fields
 from posecrafter.files import read_json, sha256_of, write_json
-from posecrafter.manifest import FileEntry, Manifest
+from posecrafter.manifest import FileEntry, Manifest, read_entries
 from posecrafter.pose import read_poses
 from posecrafter.runtime.bundle import Bundle, read_tensors
 from posecrafter.runtime.low_rank import BASE, LowRank, multiply_out
@@ -75,15 +75,15 @@ class Pack:
         if not path.is_file():
             raise BundleError("pack-missing", f"{folder} is no person's pack; make one: posecrafter export --person")
         try:
-            raw = read_json(path)
-            known = raw.pop("format")
+            raw = as_object(read_json(path), str(path))
+            known = raw.pop("format", None)
             if known not in (FORMAT, LOW_RANK_FORMAT) or (known == LOW_RANK_FORMAT) != ("low_rank" in raw):
                 raise ValueError("another format")
             if known == LOW_RANK_FORMAT:
-                raw["low_rank"] = LowRank(**raw["low_rank"])
-            files = {name: FileEntry(**entry) for name, entry in raw.pop("files").items()}
-            pack = cls(**raw, files=files)
-        except (ValueError, KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+                raw["low_rank"] = read_fields(LowRank, raw["low_rank"], f"{path}: low_rank")
+            raw["files"] = read_entries(raw.get("files"), f"{path}: files")
+            pack = read_fields(cls, raw, str(path), {"width": (1, LARGEST_SIDE), "height": (1, LARGEST_SIDE)})
+        except ValueError as error:
             raise BundleError(
                 "pack-format", f"{path} is not a pack's record ({error}); export the person again"
             ) from error

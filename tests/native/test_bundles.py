@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,8 @@ import pytest
 from posecrafter.errors import PoseCrafterError
 from posecrafter.files import sha256_of
 from posecrafter.runtime import Bundle
+
+HERE = Path(__file__).parent
 
 
 def edit_manifest(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
@@ -65,18 +69,51 @@ MALFORMED: dict[str, Callable[[Path], Any]] = {
         f"no {name}": edit_manifest(lambda v, name=name: v.pop(name))  # type: ignore[misc]
         for name in ("precision", "width", "latents", "text", "schedule", "defaults", "files", "fps", "network_width")
     },
+    "a version that is true": edit_manifest(lambda v: v.update(format_version=True)),
+    "a precision that is a number": edit_manifest(lambda v: v.update(precision=32)),
+    "a rate that is a text": edit_manifest(lambda v: v.update(fps="25")),
+    "training frames that are true": edit_manifest(lambda v: v.update(training_frames=True)),
+    "four steps and a point": edit_manifest(lambda v: v["defaults"].update(steps=4.0)),
+    "no steps": edit_manifest(lambda v: v["defaults"].update(steps=0)),
+    "too many channels": edit_manifest(lambda v: v["latents"].update(channels=5000)),
+    "a side that is too long": edit_manifest(lambda v: v["defaults"].update(width=16385)),
+    "a prompt that is none": edit_manifest(lambda v: v["text"].update(prompt=None)),
+    "an offset that is a text": edit_manifest(lambda v: v["schedule"].update(steps_offset="1")),
+    "no frame beside the reference": edit_manifest(lambda v: v["frames"].update(max=1)),
+    "infinite guidance": edit_manifest(lambda v: v["defaults"].update(guidance=math.inf)),
+    "a number that is none": edit_manifest(lambda v: v.update(parity={"denoiser": math.nan})),
+    "a number too large": lambda folder: (folder / "manifest.json").write_text('{"format": 1e999}'),
+    "lists in lists in lists": lambda folder: (folder / "manifest.json").write_text("[" * 100_000),
+    "another kind": edit_manifest(lambda v: v.update(kind="borrowed")),
+    "parity as a list": edit_manifest(lambda v: v.update(parity=[])),
+    "provenance as a text": edit_manifest(lambda v: v.update(provenance="base")),
+    "shared inputs as a list": edit_manifest(lambda v: v.update(shared=[])),
+    "a graph's shared inputs as a text": edit_manifest(lambda v: v.update(shared={"denoiser": "to_q"})),
+    "a shared shape as a text": edit_manifest(lambda v: v.update(shared={"denoiser": {"to_q": "4x4"}})),
+    "a shared shape of texts": edit_manifest(lambda v: v.update(shared={"denoiser": {"to_q": ["4", "4"]}})),
+    "a shared shape below nothing": edit_manifest(lambda v: v.update(shared={"denoiser": {"to_q": [4, -1]}})),
+    "a shared shape beyond everything": edit_manifest(lambda v: v.update(shared={"denoiser": {"to_q": [2**31]}})),
     "an unknown field": edit_manifest(lambda v: v.update(colour="red")),
     "an unknown field inside": edit_manifest(lambda v: v["latents"].update(colour="red")),
     "no factor": edit_manifest(lambda v: v["latents"].pop("factor")),
     "no height among the defaults": edit_manifest(lambda v: v["defaults"].pop("height")),
     "a range that is a number": edit_manifest(lambda v: v.update(frames=3)),
     "files as a list": edit_manifest(lambda v: v.update(files=[])),
+    "a size below nothing": edit_manifest(lambda v: v["files"][DENOISER].update(bytes=-1)),
+    "a hash that is a number": edit_manifest(lambda v: v["files"][DENOISER].update(sha256=0)),
     "a file without a hash": edit_manifest(lambda v: v["files"][DENOISER].pop("sha256")),
     "a missing graph": lambda folder: (folder / DENOISER).unlink(),
     "a folder for a file": lambda folder: ((folder / DENOISER).unlink(), (folder / DENOISER).mkdir()),
     "an altered graph": lambda folder: (folder / DENOISER).write_bytes(b"grapH " * 100),
     "a longer graph": lambda folder: (folder / DENOISER).write_bytes(b"graph " * 101),
     "poses not listed": edit_manifest(lambda v: v["files"].pop(POSES)),
+    "a shared bundle's weights not listed": edit_manifest(lambda v: v.update(kind="shared")),
+    "a planted graph": lambda folder: (folder / "graphs/denoiser.cpu.onnx").write_bytes(b"graph"),
+    "planted weights": lambda folder: (folder / "person/weights.safetensors").write_bytes(b"weights"),
+    "a file planted deeper": lambda folder: (
+        (folder / "person/a/b").mkdir(parents=True),
+        (folder / "person/a/b/c").touch(),
+    ),
     "latents not listed": edit_manifest(lambda v: v["files"].pop(LATENTS)),
     "a path above": list_file("../secret"),
     "an absolute path": list_file("/etc/hostname"),
@@ -115,6 +152,24 @@ def python_code(folder: Path) -> str:
 def test_a_whole_bundle_opens_in_both(library: Any, write_bundle: Any, tmp_path: Path) -> None:
     folder = write_bundle(tmp_path / "bundle")
     assert (python_code(folder), library.open(folder)) == ("", "")
+
+
+def test_files_of_the_system_and_beside_the_sealed_folders_are_no_matter(
+    library: Any, write_bundle: Any, tmp_path: Path
+) -> None:
+    folder = write_bundle(tmp_path / "bundle")
+    (folder / "engines").mkdir()
+    for name in ("graphs/.hidden", "engines/notes.txt", "readme.txt"):
+        (folder / name).touch()
+    assert (python_code(folder), library.open(folder)) == ("", "")
+
+
+@pytest.mark.parametrize("path", sorted((HERE / "fuzz/seeds/manifest").iterdir()), ids=lambda path: path.stem)
+def test_a_manifest_that_the_fuzzer_starts_from_has_one_code_in_both(path: Path, library: Any, tmp_path: Path) -> None:
+    shutil.copy(path, tmp_path / "manifest.json")
+    expected = python_code(tmp_path)
+    assert expected
+    assert library.open(tmp_path) == expected
 
 
 @pytest.mark.parametrize("name", MALFORMED)

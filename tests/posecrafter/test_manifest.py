@@ -97,7 +97,26 @@ def test_a_missing_or_unknown_field_is_refused(bundle: Path, change: dict[str, A
     refuse(bundle, "bundle-manifest")
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"format": "other"}'])
+@pytest.mark.parametrize("change", [
+    {"training_frames": True}, {"fps": "25"}, {"precision": 32}, {"kind": "borrowed"}, {"frames": {"min": 1, "max": 1}},
+    {"parity": []}, {"shared": 3}, {"shared": {"denoiser": []}}, {"shared": {"denoiser": {"to_q": ["4"]}}},
+    {"shared": {"denoiser": {"to_q": [4, True]}}}, {"files": {"x": {"bytes": -1, "sha256": ""}}},
+])  # fmt: skip
+def test_a_field_of_another_type_or_out_of_bounds_is_refused(bundle: Path, change: dict[str, Any]) -> None:
+    rewrite(bundle, **change)
+    refuse(bundle, "bundle-manifest")
+
+
+@pytest.mark.parametrize("name", ["graphs/denoiser.cpu.onnx", "person/weights.safetensors"])
+def test_a_file_that_nobody_vouches_for_is_refused(bundle: Path, name: str) -> None:
+    (bundle / name).parent.mkdir(exist_ok=True)
+    (bundle / name).write_bytes(b"planted")
+    assert name in refuse(bundle, "bundle-file-unlisted")
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, '{"parity": NaN}', '{"fps": 1e999}', "", "{", "[]", '{"format": "other"}']
+)
 def test_what_is_not_a_manifest_is_refused(bundle: Path, text: str) -> None:
     (bundle / "manifest.json").write_text(text)
     refuse(bundle, "bundle-manifest")

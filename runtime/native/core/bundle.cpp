@@ -4,6 +4,7 @@
 
 #include "error.hpp"
 #include "openpose.hpp"
+#include "pack.hpp"
 
 namespace posecrafter {
 namespace {
@@ -38,7 +39,9 @@ std::size_t Bundle::latent_size() const {
 
 Bundle Bundle::open(const std::filesystem::path& folder) {
     const Manifest m = Manifest::read(folder);
-    for (const char* name : {"person/poses.json", "person/latents.safetensors", "person/text.safetensors"})
+    std::vector<std::string> needed = {"person/poses.json", "person/latents.safetensors", "person/text.safetensors"};
+    if (m.kind == "shared") needed.push_back(text("person/", weights_file));
+    for (const std::string& name : needed)
         if (!m.lists(name))
             throw Error(Kind::bundle, "bundle-file-missing",
                         text(folder.string(), ": the manifest does not list ", name, "; export it again"));

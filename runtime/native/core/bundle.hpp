@@ -17,7 +17,7 @@ struct Bundle {
     Floats latents, prompt, empty;
 
     // Throws Error "bundle-missing", "bundle-manifest", "bundle-format", "bundle-path", "bundle-file-missing",
-    // "bundle-hash", "bundle-person"; "poses-json" for a person's poses that cannot be read.
+    // "bundle-file-unlisted", "bundle-hash", "bundle-person"; "poses-json" for a person's poses that cannot be read.
     static Bundle open(const std::filesystem::path& folder);
     // The bundle in `folder` with poses, latents and text from the folder `person`, which have been verified.
     // Throws Error "bundle-person" where they do not have the manifest's shapes, "poses-json".

@@ -60,6 +60,15 @@ class Fields {
         return value.get<bool>();
     }
 
+    // An object, of nothing where there is none.
+    const Json& object(const std::string& name) {
+        static const Json empty = Json::object();
+        if (!has(name)) return empty;
+        const Json& value = object_.at(name);
+        if (!value.is_object()) refuse("has a field '" + name + "' that is not an object");
+        return value;
+    }
+
     // To be called after the last field: refuses names that were never asked for.
     void done() const {
         for (const auto& item : object_.items())

@@ -85,12 +85,25 @@ void read_shared(const Json& object, const std::string& where, Manifest& out) {
 // Of the provenance only the base is of use here; the rest is for people to read.
 void read_provenance(const Json& object, Manifest& out) {
     const auto base = object.find("base_sha256");
-    if (object.is_object() && base != object.end() && base->is_string()) out.base_sha256 = base->get<std::string>();
+    if (base != object.end() && base->is_string()) out.base_sha256 = base->get<std::string>();
 }
 
 // A format version as Python prints it.
 std::string version_text(const Json* version) {
     return version ? version->dump() : "None";
+}
+
+// Every file in the folders in which a bundle lists every file; a name with a dot in front is the system's.
+std::vector<std::string> present(const fs::path& root) {
+    std::vector<std::string> names;
+    for (const char* part : {"graphs", "person"}) {
+        std::error_code failed;
+        for (fs::recursive_directory_iterator place(root / part, failed), end; !failed && place != end;
+             place.increment(failed))
+            if (!place->is_directory(failed) && place->path().filename().string()[0] != '.')
+                names.push_back(place->path().lexically_relative(root).generic_string());
+    }
+    return names;
 }
 
 bool is_inside(const fs::path& path, const fs::path& root) {
@@ -164,9 +177,10 @@ Manifest Manifest::parse(std::string_view content, const std::string& name) {
     out.training_frames = static_cast<int>(fields.whole("training_frames", 1, largest_count));
     out.network_width = static_cast<int>(fields.whole("network_width", 1, largest_count));
     if (fields.has("kind")) out.kind = fields.string("kind");
-    fields.has("parity");
-    if (fields.has("shared")) read_shared(raw["shared"], name, out);
-    if (fields.has("provenance")) read_provenance(raw["provenance"], out);
+    if (out.kind != "merged" && out.kind != "shared") fields.refuse("is of the unknown kind '" + out.kind + "'");
+    fields.object("parity");
+    read_shared(fields.object("shared"), name, out);
+    read_provenance(fields.object("provenance"), out);
     out.files = read_entries(fields.at("files"), name, "bundle-manifest");
     fields.done();
     if (out.frames.max < 2) fields.refuse("allows no frame beside the reference");
@@ -196,6 +210,11 @@ void Manifest::verify(const fs::path& folder) const {
                         text(folder.string(), ": ", entry.name, " was altered (sha256 ", digest.substr(0, 12),
                              ", expected ", entry.sha256.substr(0, 12), "); copy it again"));
     }
+    for (const std::string& name : present(root))
+        if (!lists(name))
+            throw Error(Kind::bundle, "bundle-file-unlisted",
+                        text(folder.string(), " holds ", name,
+                             ", which its manifest does not list; remove that file"));
 }
 
 }  // namespace posecrafter

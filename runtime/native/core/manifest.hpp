@@ -47,8 +47,8 @@ struct Manifest {
     static Manifest read(const std::filesystem::path& folder);
     // The same from text; `name` stands for the file in errors.
     static Manifest parse(std::string_view content, const std::string& name);
-    // Checks that every listed file lies inside `folder`, is there, and has its size and hash.
-    // Throws Error "bundle-path", "bundle-file-missing", "bundle-hash".
+    // Checks that every listed file lies inside `folder`, is there, and has its size and hash, and that no other file
+    // lies beside them. Throws Error "bundle-path", "bundle-file-missing", "bundle-hash", "bundle-file-unlisted".
     void verify(const std::filesystem::path& folder) const;
 };
 

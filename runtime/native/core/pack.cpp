@@ -12,6 +12,7 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr const char* format = "posecrafter-pack-1";
+constexpr const char* low_rank_format = "posecrafter-pack-low-rank-1";
 constexpr const char* record = "person.json";
 
 bool is_file(const fs::path& path) {
@@ -50,6 +51,10 @@ void verify(const Pack& pack, const fs::path& folder, const std::string& name) {
 Pack Pack::parse(std::string_view content, const std::string& name) {
     Json raw = Json::parse(content, nullptr, false);
     Fields fields(raw, name, "pack-format");
+    if (fields.string("format") == low_rank_format)
+        throw Error(Kind::bundle, "pack-format",
+                    name + " holds low-rank updates, which C++ does not multiply out; export the person again with "
+                           "--full-matrices");
     if (fields.string("format") != format) fields.refuse("has another format than " + std::string(format));
     Pack pack;
     pack.base_sha256 = fields.string("base_sha256");
@@ -59,7 +64,7 @@ Pack Pack::parse(std::string_view content, const std::string& name) {
     pack.height = static_cast<int>(fields.whole("height", 1, largest_side));
     pack.fps = fields.number("fps");
     pack.files = read_entries(fields.at("files"), name, "pack-format");
-    fields.has("parity");
+    fields.object("parity");
     fields.done();
     return pack;
 }

@@ -32,13 +32,8 @@ Session::Session(const std::filesystem::path& folder, const EngineOptions& optio
 
 Session::Session(Bundle own, const EngineOptions& options) : engine_(options, own.folder, own.manifest) {
     Resident person{std::move(own), {}, {}};
-    if (const Bundle& bundle = person.bundle; bundle.manifest.kind == "shared") {
-        const std::string name = text("person/", weights_file);
-        if (!bundle.manifest.lists(name))
-            throw Error(Kind::bundle, "pack-weights",
-                        text(bundle.folder.string(), ": the manifest does not list ", name, "; export it again"));
-        person.weights = upload_weights(engine_, bundle.folder / name, bundle.manifest);
-    }
+    if (const Bundle& bundle = person.bundle; bundle.manifest.kind == "shared")
+        person.weights = upload_weights(engine_, bundle.folder / "person" / weights_file, bundle.manifest);
     now_ = &people_.emplace(std::nullopt, std::move(person)).first->second;
 }
 
