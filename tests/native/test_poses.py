@@ -67,6 +67,52 @@ def test_any_frames_are_read_alike(content: Any, library: Any, tmp_path_factory:
     compare(library, path)
 
 
+@st.composite
+def sound_frame(draw: st.DrawFn) -> dict[str, Any]:
+    """A frame with nothing wrong in itself: few or many points, in pixels or fractions, which it says or does not."""
+    seen, scale = draw(st.sampled_from([0, 2, 3, 18])), draw(st.sampled_from([1.0, 500.0]))
+    points = np.random.default_rng(seen).uniform(0.1, 1.0, (18, 3)) * (scale, scale, 1.0)
+    points[seen:] = 0
+    units = draw(st.sampled_from([None, None, "pixel", "fraction"]))
+    people = [{"pose_keypoints_2d": points.reshape(-1).tolist()}]
+    return {"people": people, "canvas_width": 512, "canvas_height": 384, "keypoint_units": units}
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(content=st.lists(sound_frame(), min_size=2, max_size=4))
+def test_frames_of_two_scales_are_taken_or_refused_alike(content: Any, library: Any, tmp_path_factory: Any) -> None:
+    path = tmp_path_factory.getbasetemp() / "native-scales.json"
+    path.write_text(json.dumps(content))
+    compare(library, path)
+
+
+SEEDS = sorted((Path(__file__).parent / "fuzz/seeds/poses").iterdir())
+
+
+@pytest.mark.parametrize("path", SEEDS, ids=lambda path: path.stem)
+def test_what_the_fuzzer_starts_from_is_read_alike(path: Path, library: Any) -> None:
+    compare(library, path)
+
+
+@pytest.mark.parametrize("name", [
+    "two-scales", "two-scales-one-said", "two-scales-fractions-said", "two-units-said", "three-points-in-the-corner",
+])  # fmt: skip
+def test_two_scales_in_one_file_are_refused(name: str, library: Any) -> None:
+    (path,) = (seed for seed in SEEDS if seed.stem == name)
+    assert library.read_poses(path) == "poses-json"
+
+
+def test_lists_beside_single_frames_in_one_folder_are_refused_alike(library: Any, tmp_path: Path) -> None:
+    whole = {seed.stem: seed.read_bytes() for seed in SEEDS}
+    (tmp_path / "1.json").write_bytes(whole["single"])
+    compare(library, tmp_path)
+    (tmp_path / "2.json").write_bytes(b" \n" + whole["list"])
+    compare(library, tmp_path)
+    assert library.read_poses(tmp_path) == "poses-json"
+    (tmp_path / "1.json").write_bytes(whole["list"])
+    compare(library, tmp_path)
+
+
 @pytest.mark.parametrize(
     "text",
     ["", "{", "[]", "null", "3", "{}", '{"people": 3}', "[" * 100_000, '{"people": [], "canvas_width": NaN}', "[{}]"],

@@ -39,6 +39,8 @@ constexpr std::array<Array, 4> arrays{{{"pose_keypoints_2d", body, {18, 25}},
                                        {"face_keypoints_2d", face, {68, 70}}}};
 // Coordinates in 0..1 may leave the canvas a little; a person within two pixels of the corner cannot be meant.
 constexpr double largest_fraction = 2.0;
+// That many points of somebody within two pixels of the corner are no accident.
+constexpr int few = 3;
 constexpr int largest_side = 16384;
 
 [[noreturn]] void refuse(const std::string& message) {
@@ -153,6 +155,12 @@ void append_frames(std::string_view content, const std::string& name, std::vecto
     for (std::size_t i = 0; i < parsed.size(); ++i) frames.push_back(read_frame(text(name, ", frame ", i), parsed[i]));
 }
 
+// By its first character.
+bool is_list(std::string_view content) {
+    const auto first = content.find_first_not_of(" \t\r\n");
+    return first != content.npos && content[first] == '[';
+}
+
 Canvas one_canvas(const std::string& name, const std::vector<Frame>& frames, std::optional<Canvas> given) {
     for (const Frame& frame : frames) {
         if (!frame.canvas) continue;
@@ -168,18 +176,41 @@ Canvas one_canvas(const std::string& name, const std::vector<Frame>& frames, std
     return *given;
 }
 
+// Whether coordinates are fractions of the canvas: as the frames say, else by their size.
+bool in_fractions(const std::string& name, const std::vector<Frame>& frames) {
+    const Frame *said_fraction = nullptr, *said_pixel = nullptr, *small = nullptr, *large = nullptr;
+    const auto first = [](const Frame*& found, const Frame& frame) {
+        if (!found) found = &frame;
+    };
+    for (const Frame& frame : frames) {
+        if (!frame.units.empty()) {
+            first(frame.units == "fraction" ? said_fraction : said_pixel, frame);
+            continue;
+        }
+        double farthest = 0;
+        int seen = 0;
+        for (const Point& p : frame.points) {
+            farthest = std::max({farthest, std::abs(p.x), std::abs(p.y)});
+            seen += p.score > 0;
+        }
+        if (farthest > largest_fraction)
+            first(large, frame);
+        else if (seen >= few)
+            first(small, frame);
+    }
+    if (said_fraction && said_pixel) refuse(name + ": keypoint_units differ between frames (fraction, pixel)");
+    const Frame *fraction = said_fraction ? said_fraction : small, *pixel = said_pixel ? said_pixel : large;
+    if ((small && pixel) || (large && fraction))
+        refuse(text(fraction->name, " is in fractions of the canvas and ", pixel->name,
+                    " in pixels, as their coordinates say; bring them to one scale, or write in every frame "
+                    "\"keypoint_units\": \"pixel\" or \"fraction\""));
+    return fraction || !pixel;
+}
+
 // Settle the canvas and the units of the whole file, then scale to pixels.
 Track make_track(const std::string& name, const std::vector<Frame>& frames, std::optional<Canvas> given) {
     const Canvas canvas = one_canvas(name, frames, given);
-    std::string units;
-    double farthest = 0;
-    for (const Frame& frame : frames) {
-        if (!units.empty() && !frame.units.empty() && units != frame.units)
-            refuse(name + ": keypoint_units differ between frames (fraction, pixel)");
-        if (!frame.units.empty()) units = frame.units;
-        for (const Point& p : frame.points) farthest = std::max({farthest, std::abs(p.x), std::abs(p.y)});
-    }
-    const bool fractions = units == "fraction" || (units.empty() && farthest <= largest_fraction);
+    const bool fractions = in_fractions(name, frames);
     const double scale_x = fractions ? canvas.width : 1, scale_y = fractions ? canvas.height : 1;
     std::vector<KeyPoint> points;
     points.reserve(frames.size() * key_points);
@@ -240,9 +271,15 @@ Track read_poses(const fs::path& path, std::optional<Canvas> canvas) {
                     folder ? path.string() + " holds no .json file; name a folder of OpenPose frames or one file"
                            : "there is no pose file " + path.string() + "; make one with: posecrafter poses extract");
     std::vector<Frame> frames;
+    const fs::path *list = nullptr, *single = nullptr;
     for (const fs::path& file : files) {
         const auto content = read_file(file);
         if (!content) refuse(file.string() + " cannot be read");
+        (is_list(*content) ? list : single) = &file;
+        if (list && single)
+            refuse(text(path.string(), " holds files of one frame (", single->filename().string(),
+                        ") and lists of frames (", list->filename().string(),
+                        "); put them into folders of their own, or name one file"));
         append_frames(*content, file.string(), frames);
     }
     return make_track(path.string(), frames, canvas);
