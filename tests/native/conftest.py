@@ -47,6 +47,13 @@ class Native:
         self._dump_on(engine, bundle, poses, out, {**words, "persons": ",".join(map(str, people))})
         return [self._rendered(out / str(index)) for index in range(len(people))]
 
+    def render_together(
+        self, sessions: int, bundle: Path, poses: Path, out: Path, **words: Any
+    ) -> list[dict[str, Any]]:
+        """The same by so many sessions at once, each in a thread of its own."""
+        self._dump_on("onnxruntime", bundle, poses, out, {**words, "together": sessions})
+        return [self._rendered(out / str(index)) for index in range(sessions)]
+
     def _dump_on(self, engine: str, bundle: Path, poses: Path, out: Path, words: dict[str, Any]) -> None:
         out.mkdir(parents=True, exist_ok=True)
         if engine == "fake":
@@ -127,14 +134,39 @@ class Library:
         return table
 
 
-@pytest.fixture(scope="session")
-def library(native: Native) -> Library:
-    return Library(native.build)
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--native-build", type=Path, help="test this build of the C++ library, as it is: one with sanitizers"
+    )
+
+
+def given_build(config: pytest.Config) -> Path | None:
+    folder: Path | None = config.getoption("--native-build", default=None)
+    return folder.resolve() if folder else None
 
 
 @pytest.fixture(scope="session")
-def native() -> Native:
-    """Built in build/native, where a second run finds it; the headers are unpacked beside it."""
+def library(native: Native, pytestconfig: pytest.Config) -> Library:
+    try:
+        return Library(native.build)
+    except OSError:
+        if given_build(pytestconfig) is None:
+            raise
+        pytest.skip("a library with sanitizers cannot be loaded into Python")
+
+
+@pytest.fixture(scope="session")
+def native(pytestconfig: pytest.Config) -> Native:
+    """Built in build/native, where a second run finds it, if no other build is named."""
+    return Native(
+        given_build(pytestconfig) or built(),
+        wheel_library("onnxruntime", "capi/libonnxruntime.so.*"),
+        wheel_library("openvino", "libs/libopenvino_c.so.*"),
+    )
+
+
+def built() -> Path:
+    """The headers are unpacked beside it."""
     for program in ("cmake", "g++"):
         if shutil.which(program) is None:
             pytest.skip(f"{program} is not installed: apt-get install cmake g++ libssl-dev")
@@ -145,11 +177,7 @@ def native() -> Native:
     ):
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    return Native(
-        build,
-        wheel_library("onnxruntime", "capi/libonnxruntime.so.*"),
-        wheel_library("openvino", "libs/libopenvino_c.so.*"),
-    )
+    return build
 
 
 def wheel_library(package: str, pattern: str) -> Path:

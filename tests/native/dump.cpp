@@ -1,11 +1,13 @@
 // What the comparison with Python runs: plan, control images, latents and frames of one request, written to files.
 //     native_dump BUNDLE [poses=FILE] [out=FOLDER] [engine=..] [library=..] [threads=..] [steps=..] ...
+// together=N renders in N sessions at once, each in a thread of its own, to FOLDER/0, FOLDER/1, ...
 // Without poses it only opens the bundle. persons=A,,B loads A, the bundle's own and B one after another and writes
 // what is rendered for each to FOLDER/0, FOLDER/1, ... Prints the code of a refusal and exits with 2.
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <future>
 #include <map>
 #include <posecrafter/posecrafter.hpp>
 #include <sstream>
@@ -66,12 +68,26 @@ void run(const std::string& bundle, Words words) {
     request.seed = static_cast<std::uint64_t>(number("seed", 0));
     request.memory = static_cast<std::uint64_t>(number("memory", 0));
     if (!words.count("out")) return;
+    const auto folder = [&](int i) {
+        const std::string out = words["out"] + "/" + std::to_string(i);
+        std::filesystem::create_directories(out);
+        return out;
+    };
+    if (words.count("together")) {
+        std::vector<std::future<void>> renders;
+        for (int i = 0; i < static_cast<int>(number("together", 1)); ++i)
+            renders.push_back(std::async(std::launch::async, [&, out = folder(i)] {
+                posecrafter::Session own(bundle, options);
+                render(own, request, out);
+            }));
+        for (auto& one : renders) one.get();
+        return;
+    }
     if (!words.count("persons")) return render(session, request, words["out"]);
     std::stringstream persons(words["persons"] + ",");
     std::string person;
     for (int i = 0; std::getline(persons, person, ','); ++i) {
-        const std::string out = words["out"] + "/" + std::to_string(i);
-        std::filesystem::create_directories(out);
+        const std::string out = folder(i);
         person.empty() ? session.load_person() : session.load_person(person);
         render(session, request, out);
     }

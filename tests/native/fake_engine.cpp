@@ -4,43 +4,57 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
-#include <cstdio>
 #include <filesystem>
 #include <fstream>
 #include <map>
-#include <string>
-#include <vector>
 
-#include "engine.h"
+#include "module.hpp"
 
 namespace {
 
+using posecrafter::Failure;
+using posecrafter::Shape;
+
 struct Tensor {
-    std::vector<std::int64_t> shape;
+    void download(float* data, std::size_t count) const {
+        posecrafter::expect_floats(values.size(), count);
+        std::copy(values.begin(), values.end(), data);
+    }
+
+    Shape shape;
     std::vector<float> values;
 };
-struct Engine {
-    std::string device;
-};
+
 struct Graph {
-    Engine* engine;
-    std::string name;
+    std::unique_ptr<Tensor> run(const char* const* names, const std::vector<Tensor*>& tensors, const char*);
+
+    std::string device, name;
     std::vector<std::string> inputs;
+};
+
+struct FakeEngine {
+    static constexpr const char* name = "fake";
+
+    explicit FakeEngine(const pc_engine_options& options) : device_(options.device ? options.device : "cpu") {}
+    const char* device() const { return device_.c_str(); }
+    const char* variant() const { return ""; }
+    std::unique_ptr<Graph> load(const std::string& stem);
+    std::unique_ptr<Tensor> upload(int type, const void* data, const Shape& shape);
+
+    std::string device_;
 };
 using Inputs = std::map<std::string, const Tensor*>;
 
 std::atomic<int> uploads{0};
 
-std::size_t size_of(const std::vector<std::int64_t>& shape) {
+std::size_t size_of(const Shape& shape) {
     std::size_t size = 1;
     for (const std::int64_t side : shape) size *= static_cast<std::size_t>(side);
     return size;
 }
 
-void* fail(pc_engine_failure* failure, const char* code) {
-    std::snprintf(failure->code, sizeof failure->code, "%s", code);
-    std::snprintf(failure->message, sizeof failure->message, "the fake engine was asked to fail");
-    return nullptr;
+[[noreturn]] void fail(const char* code) {
+    throw Failure(code, "the fake engine was asked to fail");
 }
 
 std::vector<std::string> more_inputs(const std::string& stem) {
@@ -102,64 +116,34 @@ Tensor decode(const Tensor& latents) {
     return out;
 }
 
-const pc_engine_module module{
-    .abi = PC_ENGINE_ABI,
-    .name = "fake",
-    .open = [](const pc_engine_options* options, pc_engine_failure*) -> void* {
-        return new Engine{options->device ? options->device : "cpu"};
-    },
-    .close = [](void* engine) { delete static_cast<Engine*>(engine); },
-    .device = [](void* engine) { return static_cast<Engine*>(engine)->device.c_str(); },
-    .variant = [](void*) { return ""; },
-    .load = [](void* raw, const char* path, pc_engine_failure* failure) -> void* {
-        auto* engine = static_cast<Engine*>(raw);
-        const std::string name = std::filesystem::path(path).filename();
-        if (engine->device == "load") return fail(failure, "engine-load");
-        if (name == "pose_encoder") return new Graph{engine, name, {"control_images"}};
-        if (name == "vae_decoder") return new Graph{engine, name, {"latents"}};
-        auto* graph =
-            new Graph{engine, name, {"x", "timestep", "a", "b", "text", "weight", "pose_features", "control_scale"}};
-        for (const std::string& more : more_inputs(path)) graph->inputs.push_back(more);
-        return graph;
-    },
-    .unload = [](void* graph) { delete static_cast<Graph*>(graph); },
-    .input = [](void* raw, std::size_t index) -> const char* {
-        const auto& inputs = static_cast<Graph*>(raw)->inputs;
-        return index < inputs.size() ? inputs[index].c_str() : nullptr;
-    },
-    .upload = [](void*, int type, const void* data, const std::int64_t* shape, std::size_t rank,
-                 pc_engine_failure*) -> void* {
-        auto* tensor = new Tensor{{shape, shape + rank}, {}};
-        const std::size_t size = size_of(tensor->shape);
-        ++uploads;
-        if (type == PC_ENGINE_FLOAT16)
-            for (std::size_t i = 0; i < size; ++i)
-                tensor->values.push_back(from_half(static_cast<const std::uint16_t*>(data)[i]));
-        else if (type == PC_ENGINE_INT64)
-            tensor->values.assign(static_cast<const std::int64_t*>(data),
-                                  static_cast<const std::int64_t*>(data) + size);
-        else
-            tensor->values.assign(static_cast<const float*>(data), static_cast<const float*>(data) + size);
-        return tensor;
-    },
-    .run = [](void* raw, const char* const* names, void* const* inputs, std::size_t count, const char*,
-              pc_engine_failure* failure) -> void* {
-        auto* graph = static_cast<Graph*>(raw);
-        if (graph->engine->device == "run") return fail(failure, "engine-run");
-        Inputs in;
-        for (std::size_t i = 0; i < count; ++i) in[names[i]] = static_cast<const Tensor*>(inputs[i]);
-        if (graph->name == "pose_encoder") return new Tensor(encode(*in["control_images"]));
-        if (graph->name == "vae_decoder") return new Tensor(decode(*in["latents"]));
-        return new Tensor(step(in, graph->inputs, graph->engine->device == "nan"));
-    },
-    .download = [](void*, void* raw, float* data, std::size_t count, pc_engine_failure* failure) -> int {
-        const auto* tensor = static_cast<Tensor*>(raw);
-        if (tensor->values.size() != count) return fail(failure, "engine-run"), 0;
-        std::copy(tensor->values.begin(), tensor->values.end(), data);
-        return 1;
-    },
-    .release = [](void* tensor) { delete static_cast<Tensor*>(tensor); },
-};
+std::unique_ptr<Graph> FakeEngine::load(const std::string& stem) {
+    const std::string graph = std::filesystem::path(stem).filename();
+    if (device_ == "load") fail("engine-load");
+    std::vector<std::string> inputs = {"x", "timestep", "a", "b", "text", "weight", "pose_features", "control_scale"};
+    if (graph == "pose_encoder") inputs = {"control_images"};
+    if (graph == "vae_decoder") inputs = {"latents"};
+    for (const std::string& more : more_inputs(stem)) inputs.push_back(more);
+    return std::make_unique<Graph>(Graph{device_, graph, std::move(inputs)});
+}
+
+std::unique_ptr<Tensor> FakeEngine::upload(int type, const void* data, const Shape& shape) {
+    ++uploads;
+    auto tensor = std::make_unique<Tensor>(Tensor{shape, std::vector<float>(size_of(shape))});
+    for (std::size_t i = 0; i < tensor->values.size(); ++i)
+        tensor->values[i] = type == PC_ENGINE_FLOAT16 ? from_half(static_cast<const std::uint16_t*>(data)[i])
+                            : type == PC_ENGINE_INT64 ? static_cast<float>(static_cast<const std::int64_t*>(data)[i])
+                                                      : static_cast<const float*>(data)[i];
+    return tensor;
+}
+
+std::unique_ptr<Tensor> Graph::run(const char* const* names, const std::vector<Tensor*>& tensors, const char*) {
+    if (device == "run") fail("engine-run");
+    Inputs in;
+    for (std::size_t i = 0; i < tensors.size(); ++i) in[names[i]] = tensors[i];
+    if (name == "pose_encoder") return std::make_unique<Tensor>(encode(*in["control_images"]));
+    if (name == "vae_decoder") return std::make_unique<Tensor>(decode(*in["latents"]));
+    return std::make_unique<Tensor>(step(in, inputs, device == "nan"));
+}
 
 }  // namespace
 
@@ -168,6 +152,4 @@ extern "C" __attribute__((visibility("default"))) int fake_engine_uploads() {
     return uploads;
 }
 
-extern "C" __attribute__((visibility("default"))) const pc_engine_module* pc_engine_module_v1() {
-    return &module;
-}
+PC_ENGINE_MODULE(FakeEngine, Graph, Tensor)

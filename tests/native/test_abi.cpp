@@ -112,6 +112,38 @@ void cancelling_at_any_step_leaves_a_whole_session(const std::string& bundle) {
     CLAIM(stops == 5 + 2 * (5 + 2));
 }
 
+// So is every preview, of which each window has two.
+void cancelling_at_any_preview_leaves_a_whole_session(posecrafter::Session& session) {
+    const auto points = moving_person(10);
+    posecrafter::Request request = request_for(points);
+    request.decode_chunk = 3;
+    const auto expected = session.render(request).data;
+    request.preview = [](void* user, std::int32_t, std::int32_t, const std::uint8_t*) {
+        return int(static_cast<Countdown*>(user)->left-- == 0);
+    };
+    for (int stops = 0; stops <= 4; ++stops) {
+        Countdown countdown{stops};
+        request.user = &countdown;
+        if (stops == 4)
+            WELL(pc_render(session.get(), &request, nullptr));
+        else
+            REFUSED("cancelled", pc_render(session.get(), &request, nullptr));
+        posecrafter::Request again = request_for(points);
+        again.decode_chunk = 3;
+        CLAIM(session.render(again).data == expected);
+    }
+}
+
+void exceptions_of_callbacks_do_not_cross(posecrafter::Session& session) {
+    const auto points = moving_person(2);
+    posecrafter::Request request = request_for(points);
+    const auto expected = session.render(request).data;
+    request.preview = [](void*, std::int32_t, std::int32_t, const std::uint8_t*) { return 0; };
+    request.progress = [](void*, const char*, std::int32_t, std::int32_t) -> int { throw 7; };
+    REFUSED("internal", pc_render(session.get(), &request, nullptr));
+    CLAIM(session.render(request_for(points)).data == expected);
+}
+
 void failing_engines_are_errors(const std::string& bundle) {
     const auto points = moving_person(2);
     const posecrafter::Request request = request_for(points);
@@ -138,6 +170,8 @@ int main() {
     ready_images_render_like_drawn_ones(session);
     a_given_prompt_changes_the_picture(session);
     cancelling_at_any_step_leaves_a_whole_session(bundle.path());
+    cancelling_at_any_preview_leaves_a_whole_session(session);
+    exceptions_of_callbacks_do_not_cross(session);
     failing_engines_are_errors(bundle.path());
     return failures;
 }

@@ -35,21 +35,33 @@ def expected(native: Any, tiny_bundle: Path, tmp_path_factory: pytest.TempPathFa
     return frames
 
 
-def test_another_project_builds_against_the_installed_package(
-    native: Any, prefix: Path, tiny_bundle: Path, expected: np.ndarray, tmp_path: Path
-) -> None:
+def build(source: Path, prefix: Path, folder: Path) -> Path:
+    """Build another project against the installed package."""
     for command in (
-        ("cmake", "-S", HERE / "consumer", "-B", tmp_path / "build", f"-DCMAKE_PREFIX_PATH={prefix}"),
-        ("cmake", "--build", tmp_path / "build", "--parallel", "2"),
+        ("cmake", "-S", source, "-B", folder, f"-DCMAKE_PREFIX_PATH={prefix}"),
+        ("cmake", "--build", folder, "--parallel", "2"),
     ):
         done = run(*command)
         assert done.returncode == 0, done.stdout + done.stderr
-    told = run(tmp_path / "build/consumer_c")
+    return folder
+
+
+def test_a_program_in_c_builds_against_the_installed_package(prefix: Path, tmp_path: Path) -> None:
+    told = run(build(HERE / "consumer", prefix, tmp_path / "build") / "consumer")
     assert told.stdout.split() == [posecrafter.__version__, "2", "bundle-missing"]
-    words = (tiny_bundle, tiny_bundle / "person/poses.json", "onnxruntime", native.onnxruntime, tmp_path / "out.rgb")
-    done = run(tmp_path / "build/consumer", *words)
+
+
+def test_the_manuals_program_builds_against_the_installed_package_and_renders(
+    native: Any, prefix: Path, tiny_bundle: Path, expected: np.ndarray, tmp_path: Path
+) -> None:
+    manual = (HERE.parents[1] / "docs/embedding.md").read_text()
+    for name, kind in (("app.cpp", "cpp"), ("CMakeLists.txt", "cmake")):
+        (tmp_path / name).write_text(manual.split(f"```{kind}\n")[1].split("```")[0])
+    app = build(tmp_path, prefix, tmp_path / "build") / "app"
+    command = [app, tiny_bundle, tiny_bundle / "person/poses.json", native.onnxruntime]
+    done = subprocess.run([str(word) for word in command], capture_output=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
-    np.testing.assert_array_equal(np.fromfile(tmp_path / "out.rgb", np.uint8).reshape(expected.shape), expected)
+    np.testing.assert_array_equal(np.frombuffer(done.stdout, np.uint8).reshape(expected.shape), expected)
 
 
 def test_the_host_writes_png_files_and_latencies(

@@ -94,6 +94,26 @@ def test_each_person_renders_as_in_python_and_comes_back_to_the_bit(
         assert np.abs(others[one]["frames"].astype(int) - others[another]["frames"]).max() > 20
 
 
+def test_a_persons_weights_are_bound_once_and_not_at_every_step(
+    native: Any, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU binding copies, so this is what a step does not pay for."""
+    monkeypatch.setenv("COUNTED", str(native.onnxruntime))
+    monkeypatch.setenv("COUNTS", str(tmp_path / "counts"))
+    counting = replace(native, onnxruntime=native.build / "tests/native/counting_onnxruntime.so")
+    poses, steps = shared / "person/poses.json", 3
+    people = ["ann", "bob", "ann"]
+    counted = counting.render_people(people, shared, poses, tmp_path / "counted", "onnxruntime", threads=1, steps=steps)
+    lines = (tmp_path / "counts").read_text().splitlines()
+    times = {name: int(number) for name, number in (line.split() for line in lines)}
+    assert [times[name] for name in INPUTS] == [len(people)] * len(INPUTS)
+    # Whoever is rendered again is not inverted again.
+    assert times["x"] == times["timestep"] == steps * (2 + 2 + 1)
+    plain = native.render_people(people, shared, poses, tmp_path / "plain", "onnxruntime", threads=1, steps=steps)
+    for one, other in zip(counted, plain, strict=True):
+        np.testing.assert_array_equal(one["latents"], other["latents"])
+
+
 def reseal(pack: Path, **changes: Any) -> None:
     """Write a pack's record anew, so that only what was spoilt is wrong."""
     entries = {name: entry for name, entry in Manifest.entries(pack).items() if name != "person.json"}

@@ -1,4 +1,5 @@
 // Bad input at the C boundary: one stable code each, and nothing else happens.
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <fstream>
@@ -76,6 +77,7 @@ void small_buffers(Fixture& f) {
     const pc_request request = f.request();
     pc_output output = f.output();
     output.frames_bytes -= 1;
+    std::fill(f.frames.begin(), f.frames.end(), std::uint8_t{7});
     REFUSED("buffer-size", pc_render(f.session, &request, &output));
     output = f.output();
     float latents[4];
@@ -83,6 +85,7 @@ void small_buffers(Fixture& f) {
     output.latents_bytes = sizeof latents;
     REFUSED("buffer-size", pc_render(f.session, &request, &output));
     REFUSED("buffer-size", pc_draw(f.session, &request, f.frames.data(), f.frames.size() - 1));
+    CLAIM(std::all_of(f.frames.begin(), f.frames.end(), [](std::uint8_t value) { return value == 7; }));
 }
 
 void ranges(Fixture& f) {
@@ -168,7 +171,14 @@ void engines(Fixture& f) {
     refused("engine-missing", "onnxruntime", FAKE_ENGINE, nullptr);
     refused("engine-version", "onnxruntime", OLD_ONNXRUNTIME, nullptr);
     refused("engine-device", "onnxruntime", OLD_ONNXRUNTIME, "abacus");
+    refused("engine-missing", "openvino", "/nowhere/libopenvino_c.so", nullptr);
+    if (HAS_OPENVINO) refused("engine-version", "openvino", OLD_ONNXRUNTIME, nullptr);
+    if (HAS_OPENVINO) refused("engine-device", "openvino", OLD_ONNXRUNTIME, "cuda");
     pc_options options = f.options;
+    options.engine = "onnxruntime";
+    options.precision = "bf16";
+    REFUSED("engine-precision", pc_open(f.bundle.path().c_str(), &options, &session));
+    options = f.options;
     options.threads = -1;
     REFUSED("threads-range", pc_open(f.bundle.path().c_str(), &options, &session));
 }

@@ -144,6 +144,16 @@ def test_a_merged_bundle_plans_draws_and_renders_the_same(
     assert_same(TINY[name], engine, native, tiny_bundle, tmp_path)
 
 
+def test_four_sessions_in_four_threads_render_what_one_does(native: Any, tiny_bundle: Path, tmp_path: Path) -> None:
+    case = TINY["nine frames, every copy inverted"]
+    poses, _ = target(case, tiny_bundle, tmp_path)
+    words = {"threads": 1, **in_words(case.options)}
+    alone = native.render(tiny_bundle, poses, tmp_path / "alone", **words)
+    for other in native.render_together(4, tiny_bundle, poses, tmp_path / "together", **words):
+        np.testing.assert_array_equal(other["latents"], alone["latents"])
+        np.testing.assert_array_equal(other["frames"], alone["frames"])
+
+
 def test_the_pocket_bases_two_people_differ_and_come_back_to_the_bit(
     native: Any, pocket_people: Path, tmp_path: Path
 ) -> None:

@@ -4,10 +4,8 @@
 
 #include <cstring>
 #include <map>
-#include <memory>
-#include <vector>
 
-#include "failure.hpp"
+#include "module.hpp"
 
 namespace posecrafter {
 namespace {
@@ -26,24 +24,48 @@ void check(const OrtApi& api, OrtStatus* status, const char* code, const std::st
 template <class T>
 using Owned = std::unique_ptr<T, void(ORT_API_CALL*)(T*)>;
 
-struct OnnxRuntime {
-    const OrtApi* api;
-    std::string device;
-    Owned<OrtEnv> env;
-    Owned<OrtSessionOptions> options;
-    OrtAllocator* allocator = nullptr;  // the default one; it is not ours
+// A value in the host's memory. The number tells it from every other of its engine, also from one that had its place
+// in memory before.
+struct Tensor {
+    void download(float* data, std::size_t count) const;
+
+    const OrtApi& api;
+    Owned<OrtValue> value;
+    std::uint64_t number;
 };
 
+struct Graph;
+
+struct OnnxRuntime {
+    static constexpr const char* name = "onnxruntime";
+
+    explicit OnnxRuntime(const pc_engine_options& wanted);
+    const char* device() const { return device_.c_str(); }
+    const char* variant() const { return device_ == "cpu" ? ".cpu" : ""; }
+    std::unique_ptr<Graph> load(const std::string& stem);
+    std::unique_ptr<Tensor> upload(int type, const void* data, const Shape& shape);
+    std::unique_ptr<Tensor> own(OrtValue* value);
+
+    std::string device_;
+    const OrtApi& api;
+    Owned<OrtEnv> env;
+    Owned<OrtSessionOptions> options;
+    Owned<OrtMemoryInfo> host;
+    OrtAllocator* allocator = nullptr;  // the default one; it is not ours
+    std::uint64_t numbered = 0;
+};
+
+// What is bound to a graph's inputs stays bound until another tensor takes its place: on a GPU binding is what copies,
+// so a person's weights are copied once and not at every step.
 struct Graph {
+    std::unique_ptr<Tensor> run(const char* const* names, const std::vector<Tensor*>& tensors, const char* output);
+
     OnnxRuntime& engine;
     std::string name;
     Owned<OrtSession> session;
+    Owned<OrtIoBinding> binding;
     std::vector<std::string> inputs;
-};
-
-struct Value {
-    const OrtApi* api;
-    OrtValue* value;
+    std::map<std::string, std::uint64_t, std::less<>> bound;  // input -> number of its tensor
 };
 
 const OrtApi& open_library(const char* path) {
@@ -66,6 +88,17 @@ const OrtApi& open_library(const char* path) {
     return *api;
 }
 
+// Checked before the library is opened.
+std::string device_of(const pc_engine_options& wanted) {
+    const std::string device = wanted.device ? wanted.device : "cpu";
+    if (device != "cpu" && device != "cuda" && device != "tensorrt")
+        throw Failure("engine-device", "ONNX Runtime runs on cpu, cuda or tensorrt, not on '" + device + "'");
+    if (wanted.precision)
+        throw Failure("engine-precision",
+                      "ONNX Runtime computes in the bundle's own precision; leave precision out, or take openvino");
+    return device;
+}
+
 void add_cuda(const OrtApi& api, OrtSessionOptions* options) {
     OrtCUDAProviderOptionsV2* cuda = nullptr;
     check(api, api.CreateCUDAProviderOptions(&cuda), "engine-device", "ONNX Runtime has no CUDA provider");
@@ -82,150 +115,118 @@ void add_tensorrt(const OrtApi& api, OrtSessionOptions* options) {
           "ONNX Runtime has no TensorRT provider here");
 }
 
-OnnxRuntime* make_engine(const pc_engine_options& wanted) {
-    const std::string device = wanted.device ? wanted.device : "cpu";
-    if (device != "cpu" && device != "cuda" && device != "tensorrt")
-        throw Failure("engine-device", "ONNX Runtime runs on cpu, cuda or tensorrt, not on '" + device + "'");
-    if (wanted.precision)
-        throw Failure("engine-precision",
-                      "ONNX Runtime computes in the bundle's own precision; leave precision out, or take openvino");
-    const OrtApi& api = open_library(wanted.library);
-    OrtEnv* env = nullptr;
-    check(api, api.CreateEnv(ORT_LOGGING_LEVEL_ERROR, "posecrafter", &env), "engine-load",
-          "ONNX Runtime does not start");
-    auto engine =
-        std::make_unique<OnnxRuntime>(OnnxRuntime{&api, device, Owned<OrtEnv>(env, api.ReleaseEnv),
-                                                  Owned<OrtSessionOptions>(nullptr, api.ReleaseSessionOptions)});
-    OrtSessionOptions* options = nullptr;
-    check(api, api.CreateSessionOptions(&options), "engine-load", "ONNX Runtime has no session options");
-    engine->options.reset(options);
+// What `make` stores through its argument, to be released by `release`.
+template <class T, class Make>
+Owned<T> made(const OrtApi& api, void(ORT_API_CALL* release)(T*), const char* code, const std::string& what,
+              Make make) {
+    T* raw = nullptr;
+    check(api, make(&raw), code, what);
+    return {raw, release};
+}
+
+OnnxRuntime::OnnxRuntime(const pc_engine_options& wanted)
+    : device_(device_of(wanted)),
+      api(open_library(wanted.library)),
+      env(made(api, api.ReleaseEnv, "engine-load", "ONNX Runtime does not start",
+               [&](OrtEnv** out) { return api.CreateEnv(ORT_LOGGING_LEVEL_ERROR, "posecrafter", out); })),
+      options(made(api, api.ReleaseSessionOptions, "engine-load", "ONNX Runtime has no session options",
+                   [&](OrtSessionOptions** out) { return api.CreateSessionOptions(out); })),
+      host(made(
+          api, api.ReleaseMemoryInfo, "engine-load", "ONNX Runtime does not know the host's memory",
+          [&](OrtMemoryInfo** out) { return api.CreateCpuMemoryInfo(OrtArenaAllocator, OrtMemTypeDefault, out); })) {
+    // Patterns reserve one block for a whole run of each size: memory, for no measurable time.
+    check(api, api.DisableMemPattern(options.get()), "engine-load", "ONNX Runtime's memory");
     if (wanted.threads > 0)
-        check(api, api.SetIntraOpNumThreads(options, wanted.threads), "engine-load", "ONNX Runtime's threads");
-    if (device == "tensorrt") add_tensorrt(api, options);
-    if (device != "cpu") add_cuda(api, options);
-    check(api, api.GetAllocatorWithDefaultOptions(&engine->allocator), "engine-load", "ONNX Runtime has no allocator");
-    return engine.release();
+        check(api, api.SetIntraOpNumThreads(options.get(), wanted.threads), "engine-load", "ONNX Runtime's threads");
+    if (device_ == "tensorrt") add_tensorrt(api, options.get());
+    if (device_ != "cpu") add_cuda(api, options.get());
+    check(api, api.GetAllocatorWithDefaultOptions(&allocator), "engine-load", "ONNX Runtime has no allocator");
 }
 
-Graph* load_graph(OnnxRuntime& engine, const std::string& stem) {
-    const OrtApi& api = *engine.api;
-    const std::string path = stem + ".onnx";
-    OrtSession* session = nullptr;
-    check(api, api.CreateSession(engine.env.get(), path.c_str(), engine.options.get(), &session), "engine-load",
-          "ONNX Runtime cannot load " + path);
-    auto graph = std::make_unique<Graph>(Graph{engine, path, Owned<OrtSession>(session, api.ReleaseSession), {}});
+std::unique_ptr<Graph> OnnxRuntime::load(const std::string& stem) {
+    const std::string path = stem + ".onnx", what = "ONNX Runtime cannot load " + path;
+    auto session = made(api, api.ReleaseSession, "engine-load", what, [&](OrtSession** out) {
+        return api.CreateSession(env.get(), path.c_str(), options.get(), out);
+    });
+    auto binding = made(api, api.ReleaseIoBinding, "engine-load", what,
+                        [&](OrtIoBinding** out) { return api.CreateIoBinding(session.get(), out); });
+    std::vector<std::string> inputs;
     std::size_t count = 0;
-    check(api, api.SessionGetInputCount(session, &count), "engine-load", path);
+    check(api, api.SessionGetInputCount(session.get(), &count), "engine-load", what);
     for (std::size_t i = 0; i < count; ++i) {
-        char* name = nullptr;
-        check(api, api.SessionGetInputName(session, i, engine.allocator, &name), "engine-load", path);
-        graph->inputs.emplace_back(name);
-        engine.allocator->Free(engine.allocator, name);
+        char* input = nullptr;
+        check(api, api.SessionGetInputName(session.get(), i, allocator, &input), "engine-load", what);
+        inputs.emplace_back(input);
+        allocator->Free(allocator, input);
     }
-    return graph.release();
+    return std::unique_ptr<Graph>(
+        new Graph{*this, path, std::move(session), std::move(binding), std::move(inputs), {}});
 }
 
-struct Type {
-    ONNXTensorElementDataType word;
-    std::size_t bytes;
-};
-
-Type type_of(int type) {
-    if (type == PC_ENGINE_FLOAT16) return {ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16, 2};
-    if (type == PC_ENGINE_INT64) return {ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64, sizeof(std::int64_t)};
-    return {ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, sizeof(float)};
-}
-
-Value* upload(OnnxRuntime& engine, int type, const void* data, const std::int64_t* shape, std::size_t rank) {
-    const OrtApi& api = *engine.api;
-    const Type wanted = type_of(type);
-    OrtValue* value = nullptr;
-    check(api, api.CreateTensorAsOrtValue(engine.allocator, shape, rank, wanted.word, &value), "engine-memory",
-          "ONNX Runtime cannot allocate a tensor");
+std::unique_ptr<Tensor> OnnxRuntime::own(OrtValue* value) {
     Owned<OrtValue> owned(value, api.ReleaseValue);
+    return std::unique_ptr<Tensor>(new Tensor{api, std::move(owned), ++numbered});
+}
+
+ONNXTensorElementDataType word_of(int type) {
+    if (type == PC_ENGINE_FLOAT16) return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16;
+    return type == PC_ENGINE_INT64 ? ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64 : ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
+}
+
+std::unique_ptr<Tensor> OnnxRuntime::upload(int type, const void* data, const Shape& shape) {
+    OrtValue* value = nullptr;
+    check(api, api.CreateTensorAsOrtValue(allocator, shape.data(), shape.size(), word_of(type), &value),
+          "engine-memory", "ONNX Runtime cannot allocate a tensor");
+    auto tensor = own(value);
     void* to = nullptr;
     check(api, api.GetTensorMutableData(value, &to), "engine-memory", "ONNX Runtime has no memory for a tensor");
-    std::size_t size = wanted.bytes;
-    for (std::size_t i = 0; i < rank; ++i) size *= static_cast<std::size_t>(shape[i]);
-    std::memcpy(to, data, size);
-    auto* out = new Value{&api, value};
-    owned.release();
-    return out;
+    std::size_t size = bytes_of(type);
+    for (const std::int64_t side : shape) size *= static_cast<std::size_t>(side);
+    if (size > 0) std::memcpy(to, data, size);
+    return tensor;
 }
 
-Value* run(Graph& graph, const char* const* names, void* const* inputs, std::size_t count, const char* output) {
-    const OrtApi& api = *graph.engine.api;
-    std::vector<const OrtValue*> values;
-    for (std::size_t i = 0; i < count; ++i) values.push_back(static_cast<const Value*>(inputs[i])->value);
-    OrtValue* result = nullptr;
-    check(api, api.Run(graph.session.get(), nullptr, names, values.data(), count, &output, 1, &result), "engine-run",
-          "ONNX Runtime failed in " + graph.name);
-    Owned<OrtValue> owned(result, api.ReleaseValue);
-    auto* out = new Value{&api, result};
-    owned.release();
-    return out;
+std::unique_ptr<Tensor> Graph::run(const char* const* names, const std::vector<Tensor*>& tensors, const char* output) {
+    const OrtApi& api = engine.api;
+    const std::string what = "ONNX Runtime failed in " + name;
+    for (std::size_t i = 0; i < tensors.size(); ++i) {
+        if (const auto known = bound.find(names[i]); known != bound.end() && known->second == tensors[i]->number)
+            continue;
+        bound[names[i]] = 0;  // until it is done
+        check(api, api.BindInput(binding.get(), names[i], tensors[i]->value.get()), "engine-run", what);
+        bound[names[i]] = tensors[i]->number;
+    }
+    check(api, api.BindOutputToDevice(binding.get(), output, engine.host.get()), "engine-run", what);
+    check(api, api.SynchronizeBoundInputs(binding.get()), "engine-run", what);
+    check(api, api.RunWithBinding(session.get(), nullptr, binding.get()), "engine-run", what);
+    OrtValue** values = nullptr;
+    std::size_t count = 0;
+    check(api, api.GetBoundOutputValues(binding.get(), engine.allocator, &values, &count), "engine-run", what);
+    auto result = engine.own(values[0]);  // one output is bound, so there is one
+    engine.allocator->Free(engine.allocator, values);
+    api.ClearBoundOutputs(binding.get());
+    if (inputs.size() == 1) {  // which is another one at every run: nobody is served by keeping it
+        api.ClearBoundInputs(binding.get());
+        bound.clear();
+    }
+    return result;
 }
 
-void download(const Value& tensor, float* data, std::size_t count) {
-    const OrtApi& api = *tensor.api;
-    OrtTensorTypeAndShapeInfo* raw = nullptr;
-    check(api, api.GetTensorTypeAndShape(tensor.value, &raw), "engine-run", "ONNX Runtime");
-    const Owned<OrtTensorTypeAndShapeInfo> info(raw, api.ReleaseTensorTypeAndShapeInfo);
+void Tensor::download(float* data, std::size_t count) const {
+    const auto info =
+        made(api, api.ReleaseTensorTypeAndShapeInfo, "engine-run", "ONNX Runtime",
+             [&](OrtTensorTypeAndShapeInfo** out) { return api.GetTensorTypeAndShape(value.get(), out); });
     ONNXTensorElementDataType type = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
     std::size_t found = 0;
-    check(api, api.GetTensorElementType(raw, &type), "engine-run", "ONNX Runtime");
-    check(api, api.GetTensorShapeElementCount(raw, &found), "engine-run", "ONNX Runtime");
-    if (type != ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT || found != count)
-        throw Failure("engine-run", "a graph returned " + std::to_string(found) + " numbers of type " +
-                                        std::to_string(type) + ", expected " + std::to_string(count) +
-                                        " of float32; export the bundle again");
+    check(api, api.GetTensorElementType(info.get(), &type), "engine-run", "ONNX Runtime");
+    check(api, api.GetTensorShapeElementCount(info.get(), &found), "engine-run", "ONNX Runtime");
+    expect_floats(type == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT ? found : 0, count);
     void* from = nullptr;
-    check(api, api.GetTensorMutableData(tensor.value, &from), "engine-run", "ONNX Runtime");
+    check(api, api.GetTensorMutableData(value.get(), &from), "engine-run", "ONNX Runtime");
     std::memcpy(data, from, count * sizeof(float));
 }
-
-const pc_engine_module module{
-    .abi = PC_ENGINE_ABI,
-    .name = "onnxruntime",
-    .open = [](const pc_engine_options* options, pc_engine_failure* failure) -> void* {
-        return guarded(failure, "engine-load", [&]() -> void* { return make_engine(*options); });
-    },
-    .close = [](void* engine) { delete static_cast<OnnxRuntime*>(engine); },
-    .device = [](void* engine) { return static_cast<OnnxRuntime*>(engine)->device.c_str(); },
-    .variant = [](void* engine) { return static_cast<OnnxRuntime*>(engine)->device == "cpu" ? ".cpu" : ""; },
-    .load = [](void* engine, const char* path, pc_engine_failure* failure) -> void* {
-        return guarded(failure, "engine-load",
-                       [&]() -> void* { return load_graph(*static_cast<OnnxRuntime*>(engine), path); });
-    },
-    .unload = [](void* graph) { delete static_cast<Graph*>(graph); },
-    .input = [](void* graph, std::size_t index) -> const char* {
-        const auto& inputs = static_cast<Graph*>(graph)->inputs;
-        return index < inputs.size() ? inputs[index].c_str() : nullptr;
-    },
-    .upload = [](void* engine, int type, const void* data, const std::int64_t* shape, std::size_t rank,
-                 pc_engine_failure* failure) -> void* {
-        return guarded(failure, "engine-memory",
-                       [&]() -> void* { return upload(*static_cast<OnnxRuntime*>(engine), type, data, shape, rank); });
-    },
-    .run = [](void* graph, const char* const* names, void* const* inputs, std::size_t count, const char* output,
-              pc_engine_failure* failure) -> void* {
-        return guarded(failure, "engine-run",
-                       [&]() -> void* { return run(*static_cast<Graph*>(graph), names, inputs, count, output); });
-    },
-    .download = [](void*, void* tensor, float* data, std::size_t count, pc_engine_failure* failure) -> int {
-        return guarded(failure, "engine-run", [&] { return download(*static_cast<Value*>(tensor), data, count), 1; });
-    },
-    .release =
-        [](void* tensor) {
-            auto* value = static_cast<Value*>(tensor);
-            value->api->ReleaseValue(value->value);
-            delete value;
-        },
-};
 
 }  // namespace
 }  // namespace posecrafter
 
-extern "C" __attribute__((visibility("default"))) const pc_engine_module* pc_engine_module_v1() {
-    return &posecrafter::module;
-}
+PC_ENGINE_MODULE(posecrafter::OnnxRuntime, posecrafter::Graph, posecrafter::Tensor)

@@ -5,10 +5,8 @@
 #include <cstring>
 #include <filesystem>
 #include <list>
-#include <memory>
-#include <vector>
 
-#include "failure.hpp"
+#include "module.hpp"
 
 namespace posecrafter {
 namespace {
@@ -79,19 +77,29 @@ struct Library {
 template <class T>
 using Owned = std::unique_ptr<T, void (*)(T*)>;
 
-struct OpenVino {
-    Library library;
-    Owned<ov_core_t> core;
-    std::string precision;  // OpenVINO's word
-    int threads;
-};
-
-using Shape = std::vector<std::int64_t>;
-
 struct Tensor {
-    const Library* library;
+    void download(float* data, std::size_t count) const;
+
+    const Library& library;
     Owned<ov_tensor_t> tensor;
     Shape shape;
+};
+
+struct Graph;
+
+struct OpenVino {
+    static constexpr const char* name = "openvino";
+
+    explicit OpenVino(const pc_engine_options& wanted);
+    const char* device() const { return "cpu"; }
+    const char* variant() const { return ""; }
+    std::unique_ptr<Graph> load(const std::string& stem);
+    std::unique_ptr<Tensor> upload(int type, const void* data, const Shape& shape);
+
+    std::string precision;  // OpenVINO's word
+    int threads;
+    Library library;
+    Owned<ov_core_t> core;
 };
 
 struct Compiled {
@@ -101,6 +109,8 @@ struct Compiled {
 };
 
 struct Graph {
+    std::unique_ptr<Tensor> run(const char* const* names, const std::vector<Tensor*>& tensors, const char* output);
+
     OpenVino& engine;
     std::string path;
     bool fixed;  // compiled for each size
@@ -118,29 +128,36 @@ void* open_library(const char* path) {
                       "; name libopenvino_c.so in engine_library (pip install openvino has one in openvino/libs)");
 }
 
-OpenVino* make_engine(const pc_engine_options& wanted) {
+// Checked before the library is opened.
+std::string precision_of(const pc_engine_options& wanted) {
     if (wanted.device && std::strcmp(wanted.device, "cpu") != 0)
         throw Failure("engine-device", std::string("OpenVINO runs on the cpu here, not on '") + wanted.device + "'");
     const std::string precision = wanted.precision ? wanted.precision : "fp32";
     if (precision != "fp32" && precision != "bf16")
         throw Failure("engine-precision",
                       "OpenVINO here computes in fp32 or bf16, not '" + precision + "'; name one of them");
-    const Library library(open_library(wanted.library));
+    return precision == "fp32" ? "f32" : "bf16";
+}
+
+ov_core_t* make_core(const Library& library) {
     ov_core_t* core = nullptr;
     library.check(library.ov_core_create(&core), "engine-load", "OpenVINO does not start");
-    auto engine = std::make_unique<OpenVino>(
-        OpenVino{library, {core, library.ov_core_free}, precision == "fp32" ? "f32" : "bf16", wanted.threads});
-    if (precision == "bf16") {
-        char* able = nullptr;
-        library.check(library.ov_core_get_property(core, "CPU", "OPTIMIZATION_CAPABILITIES", &able), "engine-load",
-                      "OpenVINO's CPU");
-        const std::string words = able;
-        library.ov_free(able);
-        if (words.find("BF16") == std::string::npos)
-            throw Failure("engine-precision",
-                          "this CPU has no bf16 arithmetic (OpenVINO reports " + words + "); use fp32");
-    }
-    return engine.release();
+    return core;
+}
+
+OpenVino::OpenVino(const pc_engine_options& wanted)
+    : precision(precision_of(wanted)),
+      threads(wanted.threads),
+      library(open_library(wanted.library)),
+      core(make_core(library), library.ov_core_free) {
+    if (precision != "bf16") return;
+    char* able = nullptr;
+    library.check(library.ov_core_get_property(core.get(), "CPU", "OPTIMIZATION_CAPABILITIES", &able), "engine-load",
+                  "OpenVINO's CPU");
+    const std::string words = able;
+    library.ov_free(able);
+    if (words.find("BF16") == std::string::npos)
+        throw Failure("engine-precision", "this CPU has no bf16 arithmetic (OpenVINO reports " + words + "); use fp32");
 }
 
 std::string name_of(const Library& library, ov_output_const_port_t* raw) {
@@ -158,19 +175,13 @@ std::uintmax_t size_of(const std::string& path) {
     return absent ? 0 : size;
 }
 
-Graph* load_graph(OpenVino& engine, const std::string& stem) {
-    const Library& library = engine.library;
+std::unique_ptr<Graph> OpenVino::load(const std::string& stem) {
     const std::string path = stem + ".onnx";
     ov_model_t* model = nullptr;
-    library.check(library.ov_core_read_model(engine.core.get(), path.c_str(), nullptr, &model), "engine-load",
+    library.check(library.ov_core_read_model(core.get(), path.c_str(), nullptr, &model), "engine-load",
                   "OpenVINO cannot read " + path);
-    auto graph = std::make_unique<Graph>(Graph{engine,
-                                               path,
-                                               size_of(path) + size_of(stem + ".weights") <= static_bytes,
-                                               {model, library.ov_model_free},
-                                               {},
-                                               {},
-                                               {}});
+    const bool fixed = size_of(path) + size_of(stem + ".weights") <= static_bytes;
+    std::unique_ptr<Graph> graph(new Graph{*this, path, fixed, {model, library.ov_model_free}, {}, {}, {}});
     std::size_t inputs = 0, outputs = 0;
     library.check(library.ov_model_inputs_size(model, &inputs), "engine-load", path);
     library.check(library.ov_model_outputs_size(model, &outputs), "engine-load", path);
@@ -184,7 +195,7 @@ Graph* load_graph(OpenVino& engine, const std::string& stem) {
         library.check(library.ov_model_const_output_by_index(model, i, &port), "engine-load", path);
         graph->outputs.push_back(name_of(library, port));
     }
-    return graph.release();
+    return graph;
 }
 
 void reshape(const Graph& graph, const char* const* names, const std::vector<Shape>& shapes) {
@@ -233,32 +244,37 @@ ov_infer_request_t* request_for(Graph& graph, const char* const* names, const st
     return known.front().request.get();
 }
 
-Tensor* make_tensor(const Library& library, ov_element_type_e type, const Shape& shape, const void* data) {
+std::unique_ptr<Tensor> make_tensor(const Library& library, ov_element_type_e type, const Shape& shape,
+                                    const void* data) {
     ov_tensor_t* raw = nullptr;
     const ov_shape_t sides{std::ssize(shape), const_cast<std::int64_t*>(shape.data())};
     library.check(library.ov_tensor_create(type, sides, &raw), "engine-memory", "OpenVINO cannot allocate a tensor");
-    auto tensor = std::make_unique<Tensor>(Tensor{&library, {raw, library.ov_tensor_free}, shape});
+    std::unique_ptr<Tensor> tensor(new Tensor{library, {raw, library.ov_tensor_free}, shape});
     void* to = nullptr;
     std::size_t bytes = 0;
     library.check(library.ov_tensor_data(raw, &to), "engine-memory", "OpenVINO");
     library.check(library.ov_tensor_get_byte_size(raw, &bytes), "engine-memory", "OpenVINO");
-    std::memcpy(to, data, bytes);
-    return tensor.release();
+    if (bytes > 0) std::memcpy(to, data, bytes);
+    return tensor;
 }
 
-Tensor* run(Graph& graph, const char* const* names, void* const* inputs, std::size_t count, const char* output) {
-    const Library& library = graph.engine.library;
+std::unique_ptr<Tensor> OpenVino::upload(int type, const void* data, const Shape& shape) {
+    const auto word = type == PC_ENGINE_FLOAT16 ? F16 : type == PC_ENGINE_INT64 ? I64 : F32;
+    return make_tensor(library, word, shape, data);
+}
+
+std::unique_ptr<Tensor> Graph::run(const char* const* names, const std::vector<Tensor*>& tensors, const char* output) {
+    const Library& library = engine.library;
     std::vector<Shape> shapes;
-    for (std::size_t i = 0; i < count; ++i) shapes.push_back(static_cast<const Tensor*>(inputs[i])->shape);
-    ov_infer_request_t* request = request_for(graph, names, shapes);
-    const std::string what = "OpenVINO failed in " + graph.path;
-    for (std::size_t i = 0; i < count; ++i)
-        library.check(
-            library.ov_infer_request_set_tensor(request, names[i], static_cast<const Tensor*>(inputs[i])->tensor.get()),
-            "engine-run", what);
+    for (const Tensor* tensor : tensors) shapes.push_back(tensor->shape);
+    ov_infer_request_t* request = request_for(*this, names, shapes);
+    const std::string what = "OpenVINO failed in " + path;
+    for (std::size_t i = 0; i < tensors.size(); ++i)
+        library.check(library.ov_infer_request_set_tensor(request, names[i], tensors[i]->tensor.get()), "engine-run",
+                      what);
     library.check(library.ov_infer_request_infer(request), "engine-run", what);
     std::size_t index = 0;
-    while (index < graph.outputs.size() && graph.outputs[index] != output) ++index;
+    while (index < outputs.size() && outputs[index] != output) ++index;
     ov_tensor_t* raw = nullptr;
     library.check(library.ov_infer_request_get_output_tensor_by_index(request, index, &raw), "engine-run", what);
     const Owned<ov_tensor_t> made(raw, library.ov_tensor_free);
@@ -272,57 +288,16 @@ Tensor* run(Graph& graph, const char* const* names, void* const* inputs, std::si
     return make_tensor(library, F32, shape, data);
 }
 
-void download(const Tensor& tensor, float* data, std::size_t count) {
+void Tensor::download(float* data, std::size_t count) const {
     std::size_t bytes = 0;
     void* from = nullptr;
-    tensor.library->check(tensor.library->ov_tensor_get_byte_size(tensor.tensor.get(), &bytes), "engine-run",
-                          "OpenVINO");
-    if (bytes != count * sizeof(float))
-        throw Failure("engine-run", "a graph returned " + std::to_string(bytes / sizeof(float)) +
-                                        " numbers, expected " + std::to_string(count) + "; export the bundle again");
-    tensor.library->check(tensor.library->ov_tensor_data(tensor.tensor.get(), &from), "engine-run", "OpenVINO");
+    library.check(library.ov_tensor_get_byte_size(tensor.get(), &bytes), "engine-run", "OpenVINO");
+    expect_floats(bytes / sizeof(float), count);
+    library.check(library.ov_tensor_data(tensor.get(), &from), "engine-run", "OpenVINO");
     std::memcpy(data, from, bytes);
 }
-
-const pc_engine_module module{
-    .abi = PC_ENGINE_ABI,
-    .name = "openvino",
-    .open = [](const pc_engine_options* options, pc_engine_failure* failure) -> void* {
-        return guarded(failure, "engine-load", [&]() -> void* { return make_engine(*options); });
-    },
-    .close = [](void* engine) { delete static_cast<OpenVino*>(engine); },
-    .device = [](void*) { return "cpu"; },
-    .variant = [](void*) { return ""; },
-    .load = [](void* engine, const char* path, pc_engine_failure* failure) -> void* {
-        return guarded(failure, "engine-load",
-                       [&]() -> void* { return load_graph(*static_cast<OpenVino*>(engine), path); });
-    },
-    .unload = [](void* graph) { delete static_cast<Graph*>(graph); },
-    .input = [](void* graph, std::size_t index) -> const char* {
-        const auto& inputs = static_cast<Graph*>(graph)->inputs;
-        return index < inputs.size() ? inputs[index].c_str() : nullptr;
-    },
-    .upload = [](void* engine, int type, const void* data, const std::int64_t* shape, std::size_t rank,
-                 pc_engine_failure* failure) -> void* {
-        return guarded(failure, "engine-memory", [&]() -> void* {
-            const auto word = type == PC_ENGINE_FLOAT16 ? F16 : type == PC_ENGINE_INT64 ? I64 : F32;
-            return make_tensor(static_cast<OpenVino*>(engine)->library, word, {shape, shape + rank}, data);
-        });
-    },
-    .run = [](void* graph, const char* const* names, void* const* inputs, std::size_t count, const char* output,
-              pc_engine_failure* failure) -> void* {
-        return guarded(failure, "engine-run",
-                       [&]() -> void* { return run(*static_cast<Graph*>(graph), names, inputs, count, output); });
-    },
-    .download = [](void*, void* tensor, float* data, std::size_t count, pc_engine_failure* failure) -> int {
-        return guarded(failure, "engine-run", [&] { return download(*static_cast<Tensor*>(tensor), data, count), 1; });
-    },
-    .release = [](void* tensor) { delete static_cast<Tensor*>(tensor); },
-};
 
 }  // namespace
 }  // namespace posecrafter
 
-extern "C" __attribute__((visibility("default"))) const pc_engine_module* pc_engine_module_v1() {
-    return &posecrafter::module;
-}
+PC_ENGINE_MODULE(posecrafter::OpenVino, posecrafter::Graph, posecrafter::Tensor)

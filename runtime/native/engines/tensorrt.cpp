@@ -6,18 +6,14 @@
 #include <dlfcn.h>
 
 #include <algorithm>
-#include <memory>
 #include <mutex>
 #include <optional>
 
-#include "../core/error.hpp"
-#include "failure.hpp"
+#include "module.hpp"
 #include "plans.hpp"
 
 namespace posecrafter {
 namespace {
-
-using Shape = std::vector<std::int64_t>;
 
 // Where a pass's sizes are read from: input, axis, the name that profiles use. Plans do not keep these names.
 struct Dimension {
@@ -96,11 +92,24 @@ class Logger : public nvinfer1::ILogger {
     std::string last_;
 };
 
+struct Graph;
+struct Tensor;
+
 // One GPU, one stream on which everything happens in order, and one scratch memory for the graphs.
 struct TensorRt {
+    static constexpr const char* name = "tensorrt";
+
+    explicit TensorRt(const pc_engine_options& wanted);
+    const char* device() const { return device_.c_str(); }
+    const char* variant() const { return ""; }
+    std::unique_ptr<Graph> load(const std::string& stem);
+    std::unique_ptr<Tensor> upload(int type, const void* data, const Shape& shape) const;
+
+    int index;
+    std::string device_;
+    void* library;
+    std::string version, target;
     Cuda cuda;
-    int index = 0;
-    std::string device, version, target;
     Logger logger;
     std::unique_ptr<nvinfer1::IRuntime> runtime;
     cudaStream_t stream = nullptr;
@@ -117,13 +126,13 @@ struct TensorRt {
     }
 
     // CUDA's device is the thread's, and a session may be used from any.
-    void enter() const { cuda.check(cuda.cudaSetDevice(index), "engine-device", "CUDA on " + device); }
-    void finish() const { cuda.check(cuda.cudaStreamSynchronize(stream), "engine-run", "CUDA on " + device); }
+    void enter() const { cuda.check(cuda.cudaSetDevice(index), "engine-device", "CUDA on " + device_); }
+    void finish() const { cuda.check(cuda.cudaStreamSynchronize(stream), "engine-run", "CUDA on " + device_); }
 
     void* allocate(std::size_t bytes) const {
         void* pointer = nullptr;
         cuda.check(cuda.cudaMallocAsync(&pointer, std::max<std::size_t>(bytes, 1), stream), "engine-memory",
-                   device + " has no " + std::to_string(bytes >> 20) + " MiB left; ask for smaller windows");
+                   device_ + " has no " + std::to_string(bytes >> 20) + " MiB left; ask for smaller windows");
         return pointer;
     }
 
@@ -148,6 +157,7 @@ struct Tensor {
     Tensor(const Tensor&) = delete;
     Tensor& operator=(const Tensor&) = delete;
     ~Tensor() { engine.cuda.cudaFreeAsync(pointer, engine.stream); }
+    void download(float* data, std::size_t count) const;
 
     const TensorRt& engine;
     Shape shape;
@@ -156,6 +166,9 @@ struct Tensor {
 };
 
 struct Graph {
+    std::unique_ptr<Tensor> run(const char* const* names, const std::vector<Tensor*>& tensors, const char* output);
+    void prepare(const char* const* names, const std::vector<Shape>& wanted);
+
     TensorRt& engine;
     std::string name;
     std::unique_ptr<nvinfer1::ICudaEngine> plan;
@@ -195,180 +208,125 @@ std::string checked_version(void* library) {
     return version;
 }
 
-TensorRt* make_engine(const pc_engine_options& wanted) {
-    const std::string device = wanted.device ? wanted.device : "cuda";
-    const int index = index_of(device);
+// Before the library is opened.
+int checked_index(const pc_engine_options& wanted) {
+    const int index = index_of(wanted.device ? wanted.device : "cuda");
     if (wanted.precision)
         throw Failure("engine-precision", "a plan has the precision it was built in; leave precision out");
+    return index;
+}
+
+void* open_tensorrt(const char* path) {
     const std::string numbered = "libnvinfer.so." + std::to_string(NV_TENSORRT_MAJOR);
-    void* library = open_library(wanted.library, {numbered.c_str(), "libnvinfer.so"}, "TensorRT");
-    const std::string version = checked_version(library);
-    auto engine = std::make_unique<TensorRt>();
-    engine->index = index;
-    engine->device = "cuda:" + std::to_string(index);
-    engine->version = version;
-    engine->enter();
+    return open_library(path, {numbered.c_str(), "libnvinfer.so"}, "TensorRT");
+}
+
+TensorRt::TensorRt(const pc_engine_options& wanted)
+    : index(checked_index(wanted)),
+      device_("cuda:" + std::to_string(index)),
+      library(open_tensorrt(wanted.library)),
+      version(checked_version(library)) {
+    enter();
     int major = 0, minor = 0;
-    const Cuda& cuda = engine->cuda;
-    cuda.check(cuda.cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, index), "engine-device", device);
-    cuda.check(cuda.cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, index), "engine-device", device);
-    engine->target = "sm" + std::to_string(major) + std::to_string(minor);
-    cuda.check(cuda.cudaStreamCreate(&engine->stream), "engine-device", device);
+    cuda.check(cuda.cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, index), "engine-device", device_);
+    cuda.check(cuda.cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, index), "engine-device", device_);
+    target = "sm" + std::to_string(major) + std::to_string(minor);
     const auto create = find<decltype(::createInferRuntime_INTERNAL)>(library, "createInferRuntime_INTERNAL");
-    nvinfer1::ILogger* logger = &engine->logger;
-    engine->runtime.reset(static_cast<nvinfer1::IRuntime*>(create(logger, NV_TENSORRT_VERSION)));
-    if (!engine->runtime) throw Failure("engine-load", "TensorRT does not start: " + engine->logger.last());
-    return engine.release();
+    runtime.reset(static_cast<nvinfer1::IRuntime*>(create(&logger, NV_TENSORRT_VERSION)));
+    if (!runtime) throw Failure("engine-load", "TensorRT does not start: " + logger.last());
+    cuda.check(cuda.cudaStreamCreate(&stream), "engine-device", device_);  // last: only the destructor takes it back
 }
 
 // stem: <bundle>/graphs/<graph>.
-Graph* load_graph(TensorRt& engine, const std::filesystem::path& stem) {
-    engine.enter();
-    const std::string name = stem.filename();
-    if (!engine.built)
-        engine.built = find_built(stem.parent_path().parent_path(), "tensorrt", engine.version, engine.target);
-    const std::string plan = read_plan(*engine.built, name);
-    auto graph = std::make_unique<Graph>(Graph{engine, name, nullptr, nullptr, {}, {}, {}, 0});
-    graph->plan.reset(engine.runtime->deserializeCudaEngine(plan.data(), plan.size()));
+std::unique_ptr<Graph> TensorRt::load(const std::string& path) {
+    enter();
+    const std::filesystem::path stem(path);
+    const std::string graph_name = stem.filename();
+    if (!built) built = find_built(stem.parent_path().parent_path(), name, version, target);
+    const std::string plan = read_plan(*built, graph_name);
+    std::unique_ptr<Graph> graph(new Graph{*this, graph_name, nullptr, nullptr, {}, {}, {}, 0});
+    graph->plan.reset(runtime->deserializeCudaEngine(plan.data(), plan.size()));
     if (graph->plan)
         graph->context.reset(
             graph->plan->createExecutionContext(nvinfer1::ExecutionContextAllocationStrategy::kUSER_MANAGED));
     if (!graph->context)
-        throw Failure("engine-load", "TensorRT cannot load the plan of '" + name + "': " + engine.logger.last() +
-                                         ". Run: " + engine.built->cure);
+        throw Failure("engine-load", "TensorRT cannot load the plan of '" + graph_name + "': " + logger.last() +
+                                         ". Run: " + built->cure);
     for (int i = 0; i < graph->plan->getNbIOTensors(); ++i) {
         const char* tensor = graph->plan->getIOTensorName(i);
         const bool is_input = graph->plan->getTensorIOMode(tensor) == nvinfer1::TensorIOMode::kINPUT;
         if (!is_input && graph->plan->getTensorDataType(tensor) != nvinfer1::DataType::kFLOAT)
-            throw Failure("engine-load", "the plan of '" + name + "' returns '" + tensor +
-                                             "' in another type than float32. Run: " + engine.built->cure);
+            throw Failure("engine-load", "the plan of '" + graph_name + "' returns '" + tensor +
+                                             "' in another type than float32. Run: " + built->cure);
         (is_input ? graph->inputs : graph->outputs).emplace_back(tensor);
     }
-    return graph.release();
+    return graph;
 }
 
 // Choose the profile, set the shapes, and hand over the scratch memory that they need.
-void prepare(Graph& graph, const char* const* names, const std::vector<Shape>& shapes) {
-    TensorRt& engine = graph.engine;
-    nvinfer1::IExecutionContext& context = *graph.context;
-    if (shapes != graph.shapes) {
+void Graph::prepare(const char* const* names, const std::vector<Shape>& wanted) {
+    if (wanted != shapes) {
         Sizes sizes;
-        for (std::size_t i = 0; i < shapes.size(); ++i)
+        for (std::size_t i = 0; i < wanted.size(); ++i)
             for (const Dimension& dimension : dimensions)
-                if (std::string_view(dimension.input) == names[i] && dimension.axis < shapes[i].size())
-                    sizes[dimension.name] = shapes[i][dimension.axis];
-        const int profile = choose_profile(*engine.built, graph.name, sizes);
-        if (profile != context.getOptimizationProfile())
-            graph.did(context.setOptimizationProfileAsync(profile, engine.stream), "take a profile");
-        for (std::size_t i = 0; i < shapes.size(); ++i) {
+                if (std::string_view(dimension.input) == names[i] && dimension.axis < wanted[i].size())
+                    sizes[dimension.name] = wanted[i][dimension.axis];
+        const int profile = choose_profile(*engine.built, name, sizes);
+        if (profile != context->getOptimizationProfile())
+            did(context->setOptimizationProfileAsync(profile, engine.stream), "take a profile");
+        for (std::size_t i = 0; i < wanted.size(); ++i) {
             nvinfer1::Dims sides{};
-            if (shapes[i].size() > nvinfer1::Dims::MAX_DIMS) graph.did(false, "take so many dimensions");
-            sides.nbDims = static_cast<std::int32_t>(shapes[i].size());
-            std::copy(shapes[i].begin(), shapes[i].end(), sides.d);
-            graph.did(context.setInputShape(names[i], sides), std::string("take the shape of ") + names[i]);
+            if (wanted[i].size() > nvinfer1::Dims::MAX_DIMS) did(false, "take so many dimensions");
+            sides.nbDims = static_cast<std::int32_t>(wanted[i].size());
+            std::copy(wanted[i].begin(), wanted[i].end(), sides.d);
+            did(context->setInputShape(names[i], sides), std::string("take the shape of ") + names[i]);
         }
-        graph.shapes = shapes;
-        graph.scratch_bytes = context.updateDeviceMemorySizeForShapes();
+        shapes = wanted;
+        scratch_bytes = context->updateDeviceMemorySizeForShapes();
     }
-    context.setDeviceMemoryV2(engine.work_memory(graph.scratch_bytes), static_cast<std::int64_t>(graph.scratch_bytes));
+    context->setDeviceMemoryV2(engine.work_memory(scratch_bytes), static_cast<std::int64_t>(scratch_bytes));
 }
 
-Tensor* run(Graph& graph, const char* const* names, void* const* inputs, std::size_t count, const char* output) {
-    graph.engine.enter();
-    nvinfer1::IExecutionContext& context = *graph.context;
-    std::vector<Shape> shapes;
-    for (std::size_t i = 0; i < count; ++i) shapes.push_back(static_cast<const Tensor*>(inputs[i])->shape);
-    prepare(graph, names, shapes);
-    for (std::size_t i = 0; i < count; ++i)
-        graph.did(context.setTensorAddress(names[i], static_cast<const Tensor*>(inputs[i])->pointer), "take an input");
-    std::vector<std::unique_ptr<Tensor>> made;
-    std::unique_ptr<Tensor> wanted;
-    for (const std::string& name : graph.outputs) {
-        const nvinfer1::Dims sides = context.getTensorShape(name.c_str());
+std::unique_ptr<Tensor> Graph::run(const char* const* names, const std::vector<Tensor*>& tensors, const char* output) {
+    engine.enter();
+    std::vector<Shape> wanted;
+    for (const Tensor* tensor : tensors) wanted.push_back(tensor->shape);
+    prepare(names, wanted);
+    for (std::size_t i = 0; i < tensors.size(); ++i)
+        did(context->setTensorAddress(names[i], tensors[i]->pointer), "take an input");
+    std::vector<std::unique_ptr<Tensor>> others;
+    std::unique_ptr<Tensor> result;
+    for (const std::string& made : outputs) {
+        const nvinfer1::Dims sides = context->getTensorShape(made.c_str());
         if (sides.nbDims < 0 || std::any_of(sides.d, sides.d + sides.nbDims, [](auto side) { return side < 0; }))
-            graph.did(false, "tell the shape of " + name);
-        auto tensor = std::make_unique<Tensor>(graph.engine, Shape(sides.d, sides.d + sides.nbDims), sizeof(float));
-        graph.did(context.setTensorAddress(name.c_str(), tensor->pointer), "take an output");
-        (name == output ? wanted : made.emplace_back()) = std::move(tensor);
+            did(false, "tell the shape of " + made);
+        auto tensor = std::make_unique<Tensor>(engine, Shape(sides.d, sides.d + sides.nbDims), sizeof(float));
+        did(context->setTensorAddress(made.c_str(), tensor->pointer), "take an output");
+        (made == output ? result : others.emplace_back()) = std::move(tensor);
     }
-    if (!wanted) graph.did(false, std::string("find the output ") + output);
-    graph.did(context.enqueueV3(graph.engine.stream), "run");
-    return wanted.release();  // what else was made is freed in the stream's order, behind the run
+    if (!result) did(false, std::string("find the output ") + output);
+    did(context->enqueueV3(engine.stream), "run");
+    return result;  // what else was made is freed in the stream's order, behind the run
 }
 
-Tensor* upload(const TensorRt& engine, int type, const void* data, Shape shape) {
-    engine.enter();
-    const std::size_t width = type == PC_ENGINE_INT64 ? 8 : type == PC_ENGINE_FLOAT16 ? 2 : 4;
-    auto tensor = std::make_unique<Tensor>(engine, std::move(shape), width);
-    engine.cuda.check(
-        engine.cuda.cudaMemcpyAsync(tensor->pointer, data, tensor->bytes, cudaMemcpyHostToDevice, engine.stream),
-        "engine-memory", "CUDA cannot copy to " + engine.device);
-    engine.finish();  // the caller's array may change afterwards
-    return tensor.release();
+std::unique_ptr<Tensor> TensorRt::upload(int type, const void* data, const Shape& shape) const {
+    enter();
+    auto tensor = std::make_unique<Tensor>(*this, shape, bytes_of(type));
+    cuda.check(cuda.cudaMemcpyAsync(tensor->pointer, data, tensor->bytes, cudaMemcpyHostToDevice, stream),
+               "engine-memory", "CUDA cannot copy to " + device_);
+    finish();  // the caller's array may change afterwards
+    return tensor;
 }
 
-void download(const Tensor& tensor, float* data, std::size_t count) {
-    const TensorRt& engine = tensor.engine;
+void Tensor::download(float* data, std::size_t count) const {
     engine.enter();
-    if (tensor.bytes != count * sizeof(float))
-        throw Failure("engine-run", "a graph returned " + std::to_string(tensor.bytes / sizeof(float)) +
-                                        " numbers, expected " + std::to_string(count) + "; export the bundle again");
-    engine.cuda.check(
-        engine.cuda.cudaMemcpyAsync(data, tensor.pointer, tensor.bytes, cudaMemcpyDeviceToHost, engine.stream),
-        "engine-run", "CUDA cannot copy from " + engine.device);
+    expect_floats(bytes / sizeof(float), count);
+    engine.cuda.check(engine.cuda.cudaMemcpyAsync(data, pointer, bytes, cudaMemcpyDeviceToHost, engine.stream),
+                      "engine-run", "CUDA cannot copy from " + engine.device_);
     engine.finish();
 }
-
-// The core's errors, which plans are refused with, in the modules' form.
-template <class Work>
-auto translated(Work work) {
-    try {
-        return work();
-    } catch (const Error& error) {
-        throw Failure(error.code(), error.what());
-    }
-}
-
-const pc_engine_module module{
-    .abi = PC_ENGINE_ABI,
-    .name = "tensorrt",
-    .open = [](const pc_engine_options* options, pc_engine_failure* failure) -> void* {
-        return guarded(failure, "engine-load", [&]() -> void* { return make_engine(*options); });
-    },
-    .close = [](void* engine) { delete static_cast<TensorRt*>(engine); },
-    .device = [](void* engine) { return static_cast<TensorRt*>(engine)->device.c_str(); },
-    .variant = [](void*) { return ""; },
-    .load = [](void* engine, const char* path, pc_engine_failure* failure) -> void* {
-        return guarded(failure, "engine-load", [&]() -> void* {
-            return translated([&] { return load_graph(*static_cast<TensorRt*>(engine), path); });
-        });
-    },
-    .unload = [](void* graph) { delete static_cast<Graph*>(graph); },
-    .input = [](void* graph, std::size_t index) -> const char* {
-        const auto& inputs = static_cast<Graph*>(graph)->inputs;
-        return index < inputs.size() ? inputs[index].c_str() : nullptr;
-    },
-    .upload = [](void* engine, int type, const void* data, const std::int64_t* shape, std::size_t rank,
-                 pc_engine_failure* failure) -> void* {
-        return guarded(failure, "engine-memory", [&]() -> void* {
-            return upload(*static_cast<TensorRt*>(engine), type, data, {shape, shape + rank});
-        });
-    },
-    .run = [](void* graph, const char* const* names, void* const* inputs, std::size_t count, const char* output,
-              pc_engine_failure* failure) -> void* {
-        return guarded(failure, "engine-run", [&]() -> void* {
-            return translated([&] { return run(*static_cast<Graph*>(graph), names, inputs, count, output); });
-        });
-    },
-    .download = [](void*, void* tensor, float* data, std::size_t count, pc_engine_failure* failure) -> int {
-        return guarded(failure, "engine-run", [&] { return download(*static_cast<Tensor*>(tensor), data, count), 1; });
-    },
-    .release = [](void* tensor) { delete static_cast<Tensor*>(tensor); },
-};
 
 }  // namespace
 }  // namespace posecrafter
 
-extern "C" __attribute__((visibility("default"))) const pc_engine_module* pc_engine_module_v1() {
-    return &posecrafter::module;
-}
+PC_ENGINE_MODULE(posecrafter::TensorRt, posecrafter::Graph, posecrafter::Tensor)
