@@ -8,14 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
-from typing import TYPE_CHECKING, Any, TypeVar, get_origin, get_type_hints
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
-    Record = TypeVar("Record", bound=DataclassInstance)
-else:
-    Record = TypeVar("Record")
+from typing import Any, ClassVar, Protocol, TypeVar, get_origin, get_type_hints
 
 LARGEST_COUNT = 1_000_000
 """Of anything that a file counts."""
@@ -23,6 +16,15 @@ LARGEST_SIDE = 16_384
 """Pixels."""
 
 Bounds = Mapping[str, tuple[int, int]]
+
+
+class Dataclass(Protocol):
+    """Any dataclass."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+
+Record = TypeVar("Record", bound=Dataclass)
 
 
 def read_fields(kind: type[Record], raw: Any, where: str, bounds: Bounds | None = None) -> Record:

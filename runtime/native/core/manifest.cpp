@@ -213,8 +213,7 @@ void Manifest::verify(const fs::path& folder) const {
     for (const std::string& name : present(root))
         if (!lists(name))
             throw Error(Kind::bundle, "bundle-file-unlisted",
-                        text(folder.string(), " holds ", name,
-                             ", which its manifest does not list; remove that file"));
+                        text(folder.string(), " holds ", name, ", which its manifest does not list; remove that file"));
 }
 
 }  // namespace posecrafter

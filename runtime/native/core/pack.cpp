@@ -53,8 +53,9 @@ Pack Pack::parse(std::string_view content, const std::string& name) {
     Fields fields(raw, name, "pack-format");
     if (fields.string("format") == low_rank_format)
         throw Error(Kind::bundle, "pack-format",
-                    name + " holds low-rank updates, which C++ does not multiply out; export the person again with "
-                           "--full-matrices");
+                    name +
+                        " holds low-rank updates, which C++ does not multiply out; export the person again with "
+                        "--full-matrices");
     if (fields.string("format") != format) fields.refuse("has another format than " + std::string(format));
     Pack pack;
     pack.base_sha256 = fields.string("base_sha256");

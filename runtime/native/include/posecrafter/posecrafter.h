@@ -80,9 +80,9 @@ static inline void pc_options_init(pc_options* options) {
 
 /* Verify and open a bundle folder. options: NULL for the defaults. The session is given back to pc_close.
  * Codes: "bundle-missing", "bundle-manifest", "bundle-format", "bundle-path", "bundle-file-missing",
- * "bundle-file-unlisted", "bundle-hash", "bundle-person", "pack-weights" (of a bundle exported with --shared), "engine-unknown", "engine-missing",
- * "engine-version" (the engine's library is too old), "engine-device", "engine-precision", "engine-memory",
- * "null-argument", "struct-size". Graphs are loaded when they are first needed. */
+ * "bundle-file-unlisted", "bundle-hash", "bundle-person", "pack-weights" (of a bundle exported with --shared),
+ * "engine-unknown", "engine-missing", "engine-version" (the engine's library is too old), "engine-device",
+ * "engine-precision", "engine-memory", "null-argument", "struct-size". Graphs are loaded when they are first needed. */
 PC_API pc_status pc_open(const char* bundle, const pc_options* options, pc_session** session);
 
 /* Free the session and set *session to NULL. NULL in *session is not an error. Code: "session-busy". */
