@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <map>
@@ -72,6 +73,14 @@ float from_half(std::uint16_t bits) {
     return bits & 0x8000 ? -size : size;
 }
 
+// data: of any alignment.
+template <class Number>
+Number number_at(const void* data, std::size_t index) {
+    Number out;
+    std::memcpy(&out, static_cast<const char*>(data) + index * sizeof out, sizeof out);
+    return out;
+}
+
 float mean(const Tensor& tensor) {
     float sum = 0;
     for (const float value : tensor.values) sum += value;
@@ -130,9 +139,9 @@ std::unique_ptr<Tensor> FakeEngine::upload(int type, const void* data, const Sha
     ++uploads;
     auto tensor = std::make_unique<Tensor>(Tensor{shape, std::vector<float>(size_of(shape))});
     for (std::size_t i = 0; i < tensor->values.size(); ++i)
-        tensor->values[i] = type == PC_ENGINE_FLOAT16 ? from_half(static_cast<const std::uint16_t*>(data)[i])
-                            : type == PC_ENGINE_INT64 ? static_cast<float>(static_cast<const std::int64_t*>(data)[i])
-                                                      : static_cast<const float*>(data)[i];
+        tensor->values[i] = type == PC_ENGINE_FLOAT16 ? from_half(number_at<std::uint16_t>(data, i))
+                            : type == PC_ENGINE_INT64 ? static_cast<float>(number_at<std::int64_t>(data, i))
+                                                      : number_at<float>(data, i);
     return tensor;
 }
 

@@ -50,7 +50,8 @@ typedef struct pc_engine_module {
     /* The name of input `index`; NULL behind the last one. */
     const char* (*input)(void* graph, size_t index);
 
-    /* Copies an array in; what is uploaded may be an input of any number of runs. NULL on failure: "engine-memory". */
+    /* Copies an array of any alignment in; what is uploaded may be an input of any number of runs. NULL on failure:
+     * "engine-memory". */
     void* (*upload)(void* engine, int type, const void* data, const int64_t* shape, size_t rank,
                     pc_engine_failure* failure);
     /* Runs the graph on `count` named inputs; returns the tensor of one output. NULL on failure: "engine-run". */
