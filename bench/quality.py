@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from posecrafter.bench.ablations import FULL, VARIANTS, Variant
 from posecrafter.bench.machine import append_line, describe_machine
+from posecrafter.bench.records import ROOT, read_records
 from posecrafter.bench.score import nearest_copy, score
 from posecrafter.bench.sheet import write_sheet
 from posecrafter.bench.subjects import Subject, clip_subjects, fitted, held_out, rendered_subjects, sharpness
@@ -187,14 +188,14 @@ def main() -> None:
     tuning = {"max_seconds": 300.0, **json.loads(arguments.tuning)}
     options = Options(arguments.base, tuning, json.loads(arguments.request), arguments.out)
     names = _names(arguments.variants) or (tuple(VARIANTS) if arguments.ablate else (FULL,))
-    records = _read(arguments.out / "quality.jsonl")
+    records = read_records(arguments.out / "quality.jsonl")
     done = {(r["subject"], r["variant"], r["seed"]) for r in records}
     for subject in _subjects(arguments):
         for seed in range(arguments.seeds):
             for name in names:
                 if (subject.name, name, seed) not in done:
                     records.append(measure(subject, name, VARIANTS[name], seed, options, _quiet(subject, name, seed)))
-                    line = json.dumps({**records[-1], "machine": describe_machine(Path(__file__).parent.parent)})
+                    line = json.dumps({**records[-1], "machine": describe_machine(ROOT)})
                     append_line(arguments.out / "quality.jsonl", line)
                     print(line, flush=True)
     print(table(records))
@@ -221,10 +222,6 @@ def _quiet(subject: Subject, name: str, seed: int) -> Progress:
             print(f"{subject.name} / {name} / seed {seed}: {stage} {done} of {total} {detail}", flush=True)
 
     return progress
-
-
-def _read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
 if __name__ == "__main__":
