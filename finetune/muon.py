@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -52,36 +52,43 @@ class Muon(torch.optim.Optimizer):
             raise ValueError("Muon takes no closure")
         for group in self.param_groups:
             rate, alike = group["lr"], defaultdict[tuple[int, int], list[nn.Parameter]](list)
-            for weight in group["params"]:
-                if weight.grad is None:
-                    continue
-                weight.mul_(1 - rate * group["weight_decay"])
+            moved = [weight for weight in group["params"] if weight.grad is not None]
+            for weight in moved:
                 if weight.ndim >= 2:
                     alike[len(weight), weight[0].numel()].append(weight)
-                else:
-                    weight.add_(_vector_update(weight.grad, self.state[weight]), alpha=-rate)
+            torch._foreach_mul_(moved, 1 - rate * group["weight_decay"])
+            self._move_vectors([weight for weight in moved if weight.ndim < 2], rate)
             for shape, weights in alike.items():
                 # Matrices of one shape together: many of them are too small to keep a processor busy alone.
-                ahead = torch.stack([_ahead(w.grad, self.state[w]).reshape(shape) for w in weights])
-                for weight, update in zip(weights, orthogonalise(ahead), strict=True):
-                    weight.add_(update.reshape(weight.shape), alpha=-rate * LIKE_ADAM * max(shape) ** 0.5)
+                ahead = torch.stack([matrix.reshape(shape) for matrix in self._look_ahead(weights)])
+                updates = [update.reshape(w.shape) for w, update in zip(weights, orthogonalise(ahead), strict=True)]
+                torch._foreach_add_(weights, updates, alpha=-rate * LIKE_ADAM * max(shape) ** 0.5)
 
+    def _look_ahead(self, weights: list[nn.Parameter]) -> list[Tensor]:
+        """Nesterov's look ahead along the momenta, which it updates."""
+        gradients = [weight.grad for weight in weights]
+        momenta = [self.state[w].setdefault("momentum", torch.zeros_like(w)) for w in weights]
+        for weight in weights:
+            self.state[weight].setdefault("step", torch.tensor(0.0)).add_(1)
+        torch._foreach_mul_(momenta, MOMENTUM)
+        torch._foreach_add_(momenta, gradients)
+        return list(torch._foreach_add(gradients, momenta, alpha=MOMENTUM))
 
-def _ahead(gradient: Tensor, state: dict[str, Any]) -> Tensor:
-    """Nesterov's look ahead along the momentum, which it updates."""
-    momentum = state.setdefault("momentum", torch.zeros_like(gradient))
-    state.setdefault("step", torch.tensor(0.0)).add_(1)
-    momentum.mul_(MOMENTUM).add_(gradient)
-    return gradient.add(momentum, alpha=MOMENTUM)
-
-
-def _vector_update(gradient: Tensor, state: dict[str, Any]) -> Tensor:
-    mean = state.setdefault("exp_avg", torch.zeros_like(gradient))
-    square = state.setdefault("exp_avg_sq", torch.zeros_like(gradient))
-    step = state.setdefault("step", torch.tensor(0.0)).add_(1).item()
-    mean.lerp_(gradient, 1 - BETAS[0])
-    square.lerp_(gradient.square(), 1 - BETAS[1])
-    return mean.div(1 - BETAS[0] ** step) / square.div(1 - BETAS[1] ** step).sqrt().add_(1e-8)
+    def _move_vectors(self, weights: list[nn.Parameter], rate: float) -> None:
+        if not weights:
+            return
+        gradients, states = [weight.grad for weight in weights], [self.state[weight] for weight in weights]
+        means = [state.setdefault("exp_avg", torch.zeros_like(w)) for w, state in zip(weights, states, strict=True)]
+        squares = [
+            state.setdefault("exp_avg_sq", torch.zeros_like(w)) for w, state in zip(weights, states, strict=True)
+        ]
+        steps = [state.setdefault("step", torch.tensor(0.0)).add_(1).item() for state in states]
+        torch._foreach_lerp_(means, gradients, 1 - BETAS[0])
+        torch._foreach_lerp_(squares, torch._foreach_mul(gradients, gradients), 1 - BETAS[1])
+        roots = torch._foreach_sqrt(torch._foreach_div(squares, [1 - BETAS[1] ** step for step in steps]))
+        torch._foreach_add_(roots, 1e-8)
+        updates = torch._foreach_div(torch._foreach_div(means, [1 - BETAS[0] ** step for step in steps]), roots)
+        torch._foreach_add_(weights, updates, alpha=-rate)
 
 
 def orthogonalise(matrices: Tensor) -> Tensor:

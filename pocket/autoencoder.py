@@ -14,7 +14,7 @@ import torch.nn.functional as functional
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
-from posecrafter.pocket.training import Average, Run, picture_sheet, psnr
+from posecrafter.pocket.training import Average, Pass, Run, picture_sheet, psnr
 
 Image = npt.NDArray[np.uint8]
 
@@ -97,7 +97,12 @@ def _wave(rows: int, columns: int) -> Tensor:
 
 def tensor_of(images: Image, device: torch.device) -> Tensor:
     """uint8 [B, H, W, 3] -> float32 [B, 3, H, W] in -1..1."""
-    return torch.from_numpy(np.array(images)).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return scaled(torch.from_numpy(np.array(images)).to(device))
+
+
+def scaled(pictures: Tensor) -> Tensor:
+    """uint8 [B, H, W, 3] -> float32 [B, 3, H, W] in -1..1."""
+    return pictures.permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 class AutoencoderStage:
@@ -123,11 +128,14 @@ class AutoencoderStage:
         self.probe = nn.Conv2d(16, 16, 1).to(device)
         self.models: dict[str, nn.Module] = {"autoencoder": self.autoencoder, "probe": self.probe}
 
-    def loss(self, random: np.random.Generator, fraction: float) -> Tensor:
-        """Reconstruction loss of a random batch."""
+    def draw(self, random: np.random.Generator, fraction: float) -> Pass:
+        """Random cuts; its kind is (their side,)."""
         size, count = (64, 4 * self.batch_size) if fraction < 0.75 else (128, self.batch_size)
-        images = tensor_of(batch(self.sources, count, size, random), self.device)
-        images = images.contiguous(memory_format=torch.channels_last)
+        return Pass((size,), {"pictures": torch.from_numpy(batch(self.sources, count, size, random))})
+
+    def loss(self, kind: tuple[int, ...], pictures: Tensor) -> Tensor:
+        """Reconstruction loss of uint8 [B, S, S, 3]."""
+        images = scaled(pictures).contiguous(memory_format=torch.channels_last)
         latents = self.autoencoder.encode(images).latent_dist.mode()
         restored = self.autoencoder.decode(latents + NOISE * torch.randn_like(latents)).sample.float()
         loss = functional.l1_loss(restored, images) + functional.mse_loss(restored, images)

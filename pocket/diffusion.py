@@ -12,6 +12,7 @@ video network is the 2-D one. What is learned are the 2-D networks' weights and 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,9 +27,8 @@ from posecrafter.finetune.data import leaked, signal_leak, timestep_weights
 from posecrafter.finetune.network import VideoControlNet, VideoDenoiser, VideoUNet
 from posecrafter.pocket.autoencoder import bytes_of, tensor_of
 from posecrafter.pocket.data import MOMENTS, Figures
-from posecrafter.pocket.training import Average, Run, picture_sheet, psnr
+from posecrafter.pocket.training import Average, Pass, Run, picture_sheet, psnr
 from posecrafter.pocket.words import WIDTH, build_text_encoder, token_ids
-from posecrafter.pose import LEFT_HAND, RIGHT_HAND, draw_frame
 
 Floats = npt.NDArray[np.floating[Any]]
 Image = npt.NDArray[np.uint8]
@@ -55,13 +55,13 @@ SCHEDULE: dict[str, Any] = {
     "clip_sample": False,
     "prediction_type": "epsilon",
 }
-POSE_STYLE = "v1.1-small"
-"""At 128x128 the strokes of v1.1 would hide the face: pose/draw.py."""
 DROPPED_CAPTIONS, DROPPED_POSES, DROPPED_HANDS = 0.1, 0.05, 0.15
 SAMPLES = 8
 """Pictures held out: the last ones, two people."""
 ALONE = 0.25
 """Share of the passes that hold pictures without a key frame."""
+SMALL, LARGER = 128, 0.15
+"""The side in pixels that most passes have, and the share of the passes that hold larger pictures if there are any."""
 GUIDANCE = 2.0
 FIRST_TIMESTEP = 961
 """Where sampling in 25 steps, the pocket base's default, begins."""
@@ -91,12 +91,21 @@ class Networks:
 
 @dataclass(frozen=True)
 class Material:
-    """What the diffusion stage learns from. latents float16 [n, 16, h, w], already times scaling_factor."""
+    """What the diffusion stage learns from, at one size; tensors on the training's device.
 
-    figures: Figures
-    latents: Floats
+    latents: float16 [n, 16, h, w], already times scaling_factor. maps: uint8 [n, 2, S, S, 3], with hands and without.
+    tokens: int64 [n, T]; no_words: [T], of the empty caption.
+    """
+
+    pictures: Image
+    latents: Tensor
+    maps: Tensor
     tokens: Tensor
     no_words: Tensor
+
+    @property
+    def size(self) -> int:
+        return int(self.maps.shape[2])
 
 
 @torch.no_grad()
@@ -111,20 +120,9 @@ def encode(autoencoder: AutoencoderKL, pictures: Image) -> Floats:
     return np.concatenate(parts)
 
 
-def control_images(figures: Figures, chosen: npt.NDArray[np.int64], random: np.random.Generator | None) -> Tensor:
-    """Pose maps float32 [n, 3, S, S] in 0..1; with `random`, hands are left out now and then as detectors do."""
-    size = figures.pictures.shape[1]
-    maps = np.empty((len(chosen), size, size, 3), np.uint8)
-    for row, index in enumerate(chosen):
-        score = figures.score[index].copy()
-        if random is not None:
-            for hand in (LEFT_HAND, RIGHT_HAND):
-                if random.random() < DROPPED_HANDS:
-                    score[hand] = 0
-            if random.random() < DROPPED_POSES:
-                score[:] = 0
-        maps[row] = draw_frame(figures.xy[index], score, size, size, POSE_STYLE)
-    return torch.from_numpy(maps).permute(0, 3, 1, 2).float() / 255
+def control_images(maps: Tensor) -> Tensor:
+    """Pose maps uint8 [n, S, S, 3] as ControlNet takes them: float32 [n, 3, S, S] in 0..1, channels-last."""
+    return maps.permute(0, 3, 1, 2).float() / 255
 
 
 def build_denoiser(unet: UNet2DConditionModel, controlnet: ControlNetModel) -> VideoDenoiser:
@@ -138,21 +136,22 @@ def build_denoiser(unet: UNet2DConditionModel, controlnet: ControlNetModel) -> V
 
 
 class DiffusionStage:
-    """Trains the three networks; the last SAMPLES figures are held out and shown on the sheets."""
+    """Trains the three networks; the last SAMPLES figures of every size are held out and shown on the sheets."""
 
     learning_rate = 2e-3
 
     def __init__(
         self,
-        material: Material,
+        materials: Sequence[Material],
         autoencoder: AutoencoderKL,
         tokenizer: CLIPTokenizer,
         batch_size: int,
         device: torch.device,
         start: Networks | None = None,
     ) -> None:
-        """batch_size: pictures of a pass, a multiple of MOMENTS. start: networks to go on from."""
-        self.material, self.autoencoder = material, autoencoder
+        """materials: of different sizes. batch_size: pictures of SMALL x SMALL in a pass, a multiple of MOMENTS; passes
+        of larger pictures hold as many pixels. start: networks to go on from."""
+        self.materials, self.autoencoder = {material.size: material for material in materials}, autoencoder
         self.batch_size, self.device = batch_size, device
         start = start or Networks(build_unet(), build_controlnet(), build_text_encoder(tokenizer))
         self.denoiser = build_denoiser(start.unet, start.controlnet).to(device, memory_format=torch.channels_last)
@@ -163,34 +162,56 @@ class DiffusionStage:
             "text_encoder": self.text_encoder,
         }
         self.scheduler = DDIMScheduler(**SCHEDULE)
-        weights = timestep_weights(self.scheduler.alphas_cumprod.double().numpy(), "velocity")
-        self.importance = torch.from_numpy(weights).float().to(device)
-        self.leak = signal_leak(self.scheduler.alphas_cumprod.double().numpy(), FIRST_TIMESTEP)
+        levels = self.scheduler.alphas_cumprod.double()
+        self.levels = levels.float().to(device)
+        self.importance = torch.from_numpy(timestep_weights(levels.numpy(), "velocity")).float().to(device)
+        self.leak = signal_leak(levels.numpy(), FIRST_TIMESTEP)
 
-    def loss(self, random: np.random.Generator, fraction: float) -> Tensor:
-        """The weighted mean squared error of the predicted noise on a random batch."""
-        material, people = self.material, (len(self.material.latents) - SAMPLES) // MOMENTS
+    def draw(self, random: np.random.Generator, fraction: float) -> Pass:
+        """Which pictures of which size, and what of each is left out. Its kind is (S, frames of a clip)."""
+        small, *larger = sorted(self.materials)
+        size = int(random.choice(larger)) if larger and random.random() < LARGER else small
+        count = max(self.batch_size * SMALL**2 // size**2 // MOMENTS, 1) * MOMENTS
+        people = (len(self.materials[size].latents) - SAMPLES) // MOMENTS
         if random.random() < ALONE:
-            clips, frames = self.batch_size, 1
+            clips, frames = count, 1
             chosen = random.integers(people * MOMENTS, size=clips)
         else:
-            clips, frames = self.batch_size // MOMENTS, MOMENTS
+            clips, frames = count // MOMENTS, MOMENTS
             order = random.permuted(np.tile(np.arange(MOMENTS), (clips, 1)), axis=1)
             chosen = (random.integers(people, size=(clips, 1)) * MOMENTS + order).reshape(-1)
-        clean = torch.from_numpy(material.latents[chosen]).to(self.device).float()
-        tokens = material.tokens[chosen[::frames]].clone()
-        tokens[torch.from_numpy(random.random(clips) < DROPPED_CAPTIONS)] = material.no_words
-        maps = control_images(material.figures, chosen, random).to(self.device)
-        noise = torch.from_numpy(random.standard_normal(clean.shape, np.float32)).to(self.device)
-        of_clips = (clips, frames)
-        noise = leaked(noise.unflatten(0, of_clips), clean.unflatten(0, of_clips), self.leak).flatten(0, 1)
-        # One timestep from each of `clips` equal parts: the loss varies less from batch to batch.
+        # One timestep from each of `clips` equal parts: the loss varies less from pass to pass.
         share = (np.arange(clips) + random.random(clips)) / clips
-        timesteps = torch.from_numpy((share * 1000).astype(np.int64)).to(self.device)
+        drawn = {
+            "chosen": chosen,
+            "handless": (random.random(count) < DROPPED_HANDS).astype(np.int64),
+            "posed": (random.random(count) >= DROPPED_POSES).astype(np.float32),
+            "wordless": random.random(clips) < DROPPED_CAPTIONS,
+            "timesteps": (share * 1000).astype(np.int64),
+        }
+        return Pass((size, frames), {name: torch.from_numpy(values) for name, values in drawn.items()})
+
+    def loss(
+        self,
+        kind: tuple[int, int],
+        chosen: Tensor,
+        handless: Tensor,
+        posed: Tensor,
+        wordless: Tensor,
+        timesteps: Tensor,
+    ) -> Tensor:
+        """The weighted mean squared error of the predicted noise on what `draw` chose."""
+        size, frames = kind
+        material, of_clips = self.materials[size], (-1, frames)
+        clean = material.latents[chosen].float()
+        maps = control_images(material.maps[chosen, handless]) * posed[:, None, None, None]
+        tokens = torch.where(wordless[:, None], material.no_words, material.tokens[chosen[::frames]])
+        noise = torch.randn_like(clean)
+        noise = leaked(noise.unflatten(0, of_clips), clean.unflatten(0, of_clips), self.leak).flatten(0, 1)
         each = timesteps.repeat_interleave(frames)
-        noisy = self.scheduler.add_noise(clean, noise, each)
-        text = self.text_encoder(tokens.to(self.device)).last_hidden_state
-        predicted = self.predict(noisy, timesteps, text, maps, frames)
+        level = self.levels[each][:, None, None, None]
+        noisy = level.sqrt() * clean + (1 - level).sqrt() * noise
+        predicted = self.predict(noisy, timesteps, self.text_encoder(tokens).last_hidden_state, maps, frames)
         errors = (predicted.float() - noise).square().mean(dim=(1, 2, 3))
         return (errors * self.importance[each]).mean()
 
@@ -203,65 +224,74 @@ class DiffusionStage:
         return self.denoiser(noisy, timesteps, text, features, frames=frames).flatten(0, 1)
 
     def sample(self, run: Run, step: int, average: Average) -> None:
-        """A sheet: held-out pictures, their pose maps, what the averaged networks make of pose and caption alone, and
-        of pose and caption beside the first moment of the same person. Noted: PSNR of the latter."""
+        """A sheet a size: held-out pictures, their pose maps, what the averaged networks make of pose and caption
+        alone, and of both beside the first moment of the same person. Noted: PSNR of the latter."""
         kept = {
             name: {key: value.clone() for key, value in model.state_dict().items()}
             for name, model in self.models.items()
         }
         average.copy_into(self.models)
-        figures = self.material.figures
-        chosen = np.arange(len(self.material.latents) - SAMPLES, len(self.material.latents))
-        alone, beside = self.generate(chosen, steps=20, seed=0), self.follow(chosen, steps=20, seed=0)
-        maps = (control_images(figures, chosen, None).permute(0, 2, 3, 1).numpy() * 255).astype(np.uint8)
-        truth = figures.pictures[chosen]
-        picture_sheet(run.folder / "sheets" / f"diffusion-{step:06d}.png", [truth, maps, alone, beside])
-        followed = chosen % MOMENTS != 0
-        run.note(step, {"followed_psnr": psnr(truth[followed], beside[followed])})
+        for size, material in self.materials.items():
+            chosen = np.arange(len(material.latents) - SAMPLES, len(material.latents))
+            alone = self.generate(chosen, steps=20, seed=0, size=size)
+            beside = self.follow(chosen, steps=20, seed=0, size=size)
+            truth, maps = material.pictures[chosen], material.maps[chosen, 0].cpu().numpy()
+            picture_sheet(run.folder / "sheets" / f"diffusion-{size}-{step:06d}.png", [truth, maps, alone, beside])
+            followed = chosen % MOMENTS != 0
+            run.note(step, {f"followed_psnr_{size}": psnr(truth[followed], beside[followed])})
         for name, model in self.models.items():
             model.load_state_dict(kept[name])
 
     @torch.no_grad()
-    def generate(self, chosen: npt.NDArray[np.int64], steps: int, seed: int, guidance: float = GUIDANCE) -> Image:
+    def generate(
+        self, chosen: npt.NDArray[np.int64], steps: int, seed: int, guidance: float = GUIDANCE, size: int = SMALL
+    ) -> Image:
         """Pictures uint8 [n, S, S, 3] from the poses and captions of these figures, one by one, by DDIM from noise."""
-        count = len(chosen)
-        maps = control_images(self.material.figures, chosen, None).to(self.device).repeat(2, 1, 1, 1)
-        tokens = torch.cat([self.material.no_words.expand(count, -1), self.material.tokens[chosen]]).to(self.device)
+        material, count = self.materials[size], len(chosen)
+        maps = control_images(material.maps[chosen, 0]).repeat(2, 1, 1, 1)
+        tokens = torch.cat([material.no_words.expand(count, -1), material.tokens[chosen]])
         text = self.text_encoder(tokens).last_hidden_state
-        latents = self._noise(count, seed)
+        latents = self._noise(material, count, seed)
         self.scheduler.set_timesteps(steps)
         for timestep in self.scheduler.timesteps:
-            both = self.predict(latents.repeat(2, 1, 1, 1), timestep.expand(2 * count), text, maps, 1).float()
-            without, with_words = both.chunk(2)
+            each = timestep.expand(2 * count).to(self.device)
+            without, with_words = self.predict(latents.repeat(2, 1, 1, 1), each, text, maps, 1).float().chunk(2)
             noise = without + guidance * (with_words - without)
             latents = self.scheduler.step(noise, timestep, latents).prev_sample
         return self._pictures(latents)
 
     @torch.no_grad()
-    def follow(self, chosen: npt.NDArray[np.int64], steps: int, seed: int) -> Image:
+    def follow(self, chosen: npt.NDArray[np.int64], steps: int, seed: int, size: int = SMALL) -> Image:
         """The same, MOMENTS figures a person, each person's first one known: at every step it is the true latent with
         the noise of that step, as it would be after its inversion. uint8 [n, S, S, 3]."""
-        maps = control_images(self.material.figures, chosen, None).to(self.device)
-        text = self.text_encoder(self.material.tokens[chosen[::MOMENTS]].to(self.device)).last_hidden_state
-        known = torch.from_numpy(self.material.latents[chosen[::MOMENTS]]).to(self.device).float()
-        first = self._noise(len(known), seed)
+        material = self.materials[size]
+        maps = control_images(material.maps[chosen, 0])
+        text = self.text_encoder(material.tokens[chosen[::MOMENTS]]).last_hidden_state
+        known = material.latents[chosen[::MOMENTS]].float()
+        first = self._noise(material, len(known), seed)
         self.scheduler.set_timesteps(steps)
         latents = self.scheduler.add_noise(known, first, self.scheduler.timesteps[0]).repeat_interleave(MOMENTS, dim=0)
         for timestep in self.scheduler.timesteps:
             latents[::MOMENTS] = self.scheduler.add_noise(known, first, timestep)
-            noise = self.predict(latents, timestep.expand(len(known)), text, maps, MOMENTS).float()
+            noise = self.predict(latents, timestep.expand(len(known)).to(self.device), text, maps, MOMENTS).float()
             latents = self.scheduler.step(noise, timestep, latents).prev_sample
         latents[::MOMENTS] = known
         return self._pictures(latents)
 
-    def _noise(self, count: int, seed: int) -> Tensor:
-        shape = (count, *self.material.latents.shape[1:])
+    def _noise(self, material: Material, count: int, seed: int) -> Tensor:
+        shape = (count, *material.latents.shape[1:])
         return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(self.device)
 
     def _pictures(self, latents: Tensor) -> Image:
         return bytes_of(self.autoencoder.decode(latents / self.autoencoder.config.scaling_factor).sample)
 
 
-def material_of(figures: Figures, latents: Floats, tokenizer: CLIPTokenizer) -> Material:
-    """Put figures, latents and tokenised captions together."""
-    return Material(figures, latents, token_ids(tokenizer, figures.captions), token_ids(tokenizer, [""])[0])
+def material_of(figures: Figures, latents: Floats, tokenizer: CLIPTokenizer, device: torch.device) -> Material:
+    """Put figures, latents and tokenised captions together, on the device."""
+    return Material(
+        figures.pictures,
+        torch.from_numpy(latents).to(device),
+        torch.from_numpy(figures.maps).to(device),
+        token_ids(tokenizer, figures.captions).to(device),
+        token_ids(tokenizer, [""])[0].to(device),
+    )

@@ -7,15 +7,19 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
+import os
 from pathlib import Path
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
+from numpy.typing import NDArray
 from transformers import CLIPTokenizer
 
 from posecrafter.pocket import autoencoder as first_stage
 from posecrafter.pocket import data, diffusion, weights, words
+from posecrafter.pocket.diffusion import SMALL
 from posecrafter.pocket.training import Run, averages, learn
 
 HELD_OUT = 64
@@ -38,7 +42,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="threads a process")
     parser.add_argument("--every", type=float, default=240.0, help="seconds between checkpoints")
     parser.add_argument("--squares", type=int, default=9000)
-    parser.add_argument("--people", type=int, default=5000, help="rendered people, four pictures each")
+    parser.add_argument("--people", type=int, default=5000, help="rendered people, four pictures of 128x128 each")
+    parser.add_argument("--larger", type=int, default=1000, help="rendered people, four pictures of 256x256 each")
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="that render")
     parser.add_argument("--output", type=Path, default=weights.FOLDER, help="where `save` writes")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -46,34 +52,45 @@ def main() -> None:
 
 
 def _data(arguments: argparse.Namespace) -> None:
-    data.build(arguments.cache, arguments.squares, arguments.people)
+    """Half of the time budget for each size, at most."""
+    data.fetch_squares(arguments.cache, arguments.squares)
+    for size, people in ((SMALL, arguments.people), (2 * SMALL, arguments.larger)):
+        data.render(arguments.cache, people, size, arguments.processes, 30 * arguments.minutes)
 
 
 def _autoencoder(arguments: argparse.Namespace) -> None:
-    squares, figures = np.load(arguments.cache / "photographs.npy", mmap_mode="r"), data.load_figures(arguments.cache)
-    held_out = np.concatenate([figures.pictures[:HELD_OUT], squares[:HELD_OUT]])
-    sources = [(figures.pictures[HELD_OUT:], 1.0), (squares[HELD_OUT:], 1.0)]
+    squares = np.load(arguments.cache / "photographs.npy", mmap_mode="r")
+    pictures = data.load_figures(arguments.cache, SMALL).pictures
+    held_out = np.concatenate([pictures[:HELD_OUT], squares[:HELD_OUT]])
+    sources = [(pictures[HELD_OUT:], 1.0), (squares[HELD_OUT:], 1.0)]
     start = AutoencoderKL.from_pretrained(arguments.base / "vae").float() if arguments.base else None
     stage = first_stage.AutoencoderStage(sources, held_out, arguments.batch, _device(), start)
     learn(_run(arguments), stage, arguments.workers)
 
 
 def _diffusion(arguments: argparse.Namespace) -> None:
-    cache = arguments.cache
-    figures = data.load_figures(cache)
-    autoencoder = _trained_autoencoder(arguments)
-    tokenizer = _tokenizer(arguments, figures)
-    if not (cache / "latents.npy").exists():
-        np.save(cache / "latents.npy", diffusion.encode(autoencoder, figures.pictures))
-    material = diffusion.material_of(figures, np.load(cache / "latents.npy"), tokenizer)
+    autoencoder, tokenizer = _trained_autoencoder(arguments), _tokenizer(arguments)
+    materials = []
+    for size in data.sizes(arguments.cache):
+        figures = data.load_figures(arguments.cache, size)
+        latents = _latents(arguments.cache, size, autoencoder, figures.pictures)
+        materials.append(diffusion.material_of(figures, latents, tokenizer, _device()))
     start = weights.load_networks(arguments.base) if arguments.base else None
-    stage = diffusion.DiffusionStage(material, autoencoder, tokenizer, arguments.batch, _device(), start)
+    stage = diffusion.DiffusionStage(materials, autoencoder, tokenizer, arguments.batch, _device(), start)
     learn(_run(arguments), stage, arguments.workers)
 
 
+def _latents(cache: Path, size: int, autoencoder: AutoencoderKL, pictures: NDArray[np.uint8]) -> NDArray[np.float16]:
+    """The pictures' latents, kept in the cache for as long as the autoencoder and their number stay the same."""
+    digest = hashlib.sha256(b"".join(w.cpu().numpy().tobytes() for w in autoencoder.state_dict().values())).hexdigest()
+    path = cache / f"latents-{size}-{len(pictures)}-{digest[:12]}.npy"
+    if not path.exists():
+        np.save(path, diffusion.encode(autoencoder, pictures))
+    return np.load(path)
+
+
 def _save(arguments: argparse.Namespace) -> None:
-    cache = arguments.cache
-    tokenizer = _tokenizer(arguments, data.load_figures(cache))
+    cache, tokenizer = arguments.cache, _tokenizer(arguments)
     networks = diffusion.Networks(
         diffusion.build_unet(), diffusion.build_controlnet(), words.build_text_encoder(tokenizer)
     )
@@ -89,17 +106,17 @@ def _trained_autoencoder(arguments: argparse.Namespace) -> AutoencoderKL:
     cache, autoencoder = arguments.cache, first_stage.build()
     averages(cache / "autoencoder", {"autoencoder": autoencoder})
     autoencoder = autoencoder.to(_device()).eval().requires_grad_(False)
-    shown = [data.load_figures(cache).pictures[:256], np.load(cache / "photographs.npy", mmap_mode="r")[:64]]
+    shown = [data.load_figures(cache, SMALL).pictures[:256], np.load(cache / "photographs.npy", mmap_mode="r")[:64]]
     autoencoder.register_to_config(
         scaling_factor=round(first_stage.latent_scale(autoencoder, np.concatenate(shown)), 4)
     )
     return autoencoder
 
 
-def _tokenizer(arguments: argparse.Namespace, figures: data.Figures) -> CLIPTokenizer:
+def _tokenizer(arguments: argparse.Namespace) -> CLIPTokenizer:
     folder = (arguments.base or arguments.cache) / "tokenizer"
     if not folder.exists():
-        words.build_tokenizer(figures.captions).save_pretrained(folder)
+        words.build_tokenizer(data.load_figures(arguments.cache, SMALL).captions).save_pretrained(folder)
     return CLIPTokenizer.from_pretrained(folder)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -66,9 +67,8 @@ class Average:
     def update(self, models: dict[str, nn.Module], step: int) -> None:
         """Move towards the models' weights; early steps average over a shorter past."""
         decay = min(self._decay, (1 + step) / (10 + step))
-        for name, model in models.items():
-            for key, value in model.state_dict().items():
-                self.weights[f"{name}/{key}"].lerp_(value.detach().float(), 1 - decay)
+        now = {f"{name}/{key}": value for name, model in models.items() for key, value in model.state_dict().items()}
+        torch._foreach_lerp_([self.weights[key] for key in now], [value.float() for value in now.values()], 1 - decay)
 
     def copy_into(self, models: dict[str, nn.Module]) -> dict[str, nn.Module]:
         """Load the averages into these models (same names, same shapes) and return them."""
@@ -80,14 +80,25 @@ class Average:
         return models
 
 
+@dataclass(frozen=True)
+class Pass:
+    """What one step learns from: host tensors for `Stage.loss`, by name. All passes of a kind have the same shapes."""
+
+    kind: tuple[int, ...]
+    tensors: Mapping[str, Tensor]
+
+
 class Stage(Protocol):
-    """What is trained: named models, a loss on a random batch, and a way to look at the result."""
+    """What is trained: named models, a loss on random passes, and a way to look at the result."""
 
     models: dict[str, nn.Module]
     learning_rate: float
 
-    def loss(self, random: np.random.Generator, fraction: float) -> Tensor:
-        """The loss of one random batch, with its graph. fraction: how much of the time budget is used."""
+    def draw(self, random: np.random.Generator, fraction: float) -> Pass:
+        """A random pass. fraction: how much of the time budget is used."""
+
+    def loss(self, kind: tuple[int, ...], *args: Any, **tensors: Tensor) -> Tensor:
+        """The loss of one pass whose tensors are on the device, with its graph. Nothing in it waits for the device."""
 
     def sample(self, run: Run, step: int, average: Average) -> None:
         """Write a sheet of samples made with the averaged weights, and note figures."""
@@ -114,7 +125,7 @@ class Run:
     resume: bool
     every_seconds: float = 240.0
     _last: float = field(default=0.0, repr=False)
-    _losses: list[float] = field(default_factory=list, repr=False)
+    _losses: list[Tensor] = field(default_factory=list, repr=False)
 
     def start(self, models: dict[str, nn.Module], optimizer: torch.optim.Optimizer) -> State:
         """A fresh state, or with `resume` the one in the folder's checkpoint."""
@@ -136,11 +147,11 @@ class Run:
         fast = choose_precision("auto", self.device) == "bf16"
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=fast)
 
-    def log(self, state: State, clock: Clock, loss: float) -> None:
-        """A line every 50 steps: step, mean loss, seconds."""
+    def log(self, state: State, clock: Clock, loss: Tensor) -> None:
+        """A line every 50 steps: step, mean loss, seconds. Only then is the device waited for."""
         self._losses.append(loss)
         if state.step % 50 == 0:
-            self.note(state.step, {"loss": float(np.mean(self._losses)), "seconds": round(clock.seconds, 1)})
+            self.note(state.step, {"loss": float(torch.stack(self._losses).mean()), "seconds": round(clock.seconds, 1)})
             self._losses.clear()
 
     def note(self, step: int, figures: dict[str, float]) -> None:
@@ -191,9 +202,10 @@ def learn(run: Run, stage: Stage, workers: int = 1) -> State:
         ]
         for follower in followers:
             follower.start()
-    random = np.random.default_rng([state.step, 0])
+    random, passes = np.random.default_rng([state.step, 0]), _Passes(run, stage)
+    torch.manual_seed(state.step)
     while not clock.over:
-        loss = _step(run, stage, state.optimizer, random, clock, state.step)
+        loss = _step(passes, state.optimizer, random, clock, state.step)
         state.step += 1
         state.average.update(stage.models, state.step)
         run.log(state, clock, loss)
@@ -206,34 +218,91 @@ def learn(run: Run, stage: Stage, workers: int = 1) -> State:
     return state
 
 
+def _weights(stage: Stage) -> list[nn.Parameter]:
+    return [weight for model in stage.models.values() for weight in model.parameters() if weight.requires_grad]
+
+
 def _optimizer(stage: Stage) -> torch.optim.Optimizer:
-    weights = [weight for model in stage.models.values() for weight in model.parameters() if weight.requires_grad]
-    return Muon(weights, lr=stage.learning_rate, weight_decay=1e-3)
+    return Muon(_weights(stage), lr=stage.learning_rate, weight_decay=1e-3)
 
 
 def _follow(run: Run, stage: Stage, clock: Clock, first: int, index: int) -> None:
     """A further worker: the same steps on the shared weights with its own moments and its own batches."""
     torch.set_num_threads(1)
     torch.manual_seed(first + index)
-    optimizer, random, steps = _optimizer(stage), np.random.default_rng([first, index]), 0
+    optimizer, random, steps, passes = _optimizer(stage), np.random.default_rng([first, index]), 0, _Passes(run, stage)
     parent = processes.parent_process()
     while not clock.over and parent is not None and parent.is_alive():
-        _step(run, stage, optimizer, random, clock, steps)
+        _step(passes, optimizer, random, clock, steps)
         steps += 1
 
 
+class _Passes:
+    """Losses and gradients of a stage's passes.
+
+    On CUDA each kind of pass is captured once as a graph, forward and backward, and replayed: networks this small take
+    less time than launching their kernels one by one.
+    """
+
+    def __init__(self, run: Run, stage: Stage) -> None:
+        self.stage, self._run, self._captured = stage, run, dict[tuple[int, ...], _Captured]()
+        self.weights = _weights(stage)
+
+    def __call__(self, drawn: Pass) -> Tensor:
+        """The loss; the gradients are in the weights' `grad`."""
+        if self._run.device.type != "cuda":
+            return self.compute(drawn.kind, drawn.tensors)
+        if drawn.kind not in self._captured:
+            self._captured[drawn.kind] = _Captured(self, drawn, self._run.device)
+        return self._captured[drawn.kind](drawn)
+
+    def compute(self, kind: tuple[int, ...], tensors: Mapping[str, Tensor]) -> Tensor:
+        with self._run.autocast():
+            loss = self.stage.loss(kind, **tensors)
+        self.forget()
+        loss.backward()
+        return loss.detach()
+
+    def forget(self) -> None:
+        for weight in self.weights:
+            weight.grad = None
+
+
+class _Captured:
+    """One kind of pass as a CUDA graph, whose inputs, loss and gradients stay where they are."""
+
+    def __init__(self, passes: _Passes, drawn: Pass, device: torch.device) -> None:
+        self._passes, self._tensors = passes, {name: tensor.to(device) for name, tensor in drawn.tensors.items()}
+        beside = torch.cuda.Stream(device)
+        beside.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(beside):
+            for _ in range(3):
+                passes.compute(drawn.kind, self._tensors)
+        torch.cuda.current_stream(device).wait_stream(beside)
+        passes.forget()
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            self._loss = passes.compute(drawn.kind, self._tensors)
+        self._gradients = [weight.grad for weight in passes.weights]
+
+    def __call__(self, drawn: Pass) -> Tensor:
+        for name, tensor in drawn.tensors.items():
+            self._tensors[name].copy_(tensor)
+        self._graph.replay()
+        for weight, gradient in zip(self._passes.weights, self._gradients, strict=True):
+            weight.grad = gradient
+        return self._loss.clone()
+
+
 def _step(
-    run: Run, stage: Stage, optimizer: torch.optim.Optimizer, random: np.random.Generator, clock: Clock, step: int
-) -> float:
+    passes: _Passes, optimizer: torch.optim.Optimizer, random: np.random.Generator, clock: Clock, step: int
+) -> Tensor:
     for group in optimizer.param_groups:
-        group["lr"] = stage.learning_rate * clock.rate(step, floor=0.02)
-    with run.autocast():
-        loss = stage.loss(random, clock.fraction)
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_([weight for group in optimizer.param_groups for weight in group["params"]], 1.0)
+        group["lr"] = passes.stage.learning_rate * clock.rate(step, floor=0.02)
+    loss = passes(passes.stage.draw(random, clock.fraction))
+    torch.nn.utils.clip_grad_norm_(passes.weights, 1.0)
     optimizer.step()
-    return float(loss.detach())
+    return loss
 
 
 def averages(folder: Path, models: dict[str, nn.Module]) -> None:

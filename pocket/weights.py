@@ -10,7 +10,8 @@ from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, UNet2DCondi
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from posecrafter.files import read_json, write_json
-from posecrafter.pocket.diffusion import POSE_STYLE, SCHEDULE, Networks
+from posecrafter.pocket.data import POSE_STYLE
+from posecrafter.pocket.diffusion import SCHEDULE, Networks
 
 FOLDER = Path(__file__).parent / "weights"
 DEFAULTS: dict[str, Any] = {

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from posecrafter.pocket.autoencoder import AutoencoderStage, build, colour_loss, gradient_loss
-from posecrafter.pocket.training import Average, Clock, Run, averages, learn, psnr
+from posecrafter.pocket.training import Average, Clock, Pass, Run, averages, learn, psnr
 
 
 class Line:
@@ -20,8 +20,10 @@ class Line:
         self.model = nn.Linear(1, 1, bias=False)
         self.models = {"line": self.model}
 
-    def loss(self, random, fraction):
-        x = torch.from_numpy(random.random((8, 1), np.float32))
+    def draw(self, random, fraction):
+        return Pass((8,), {"x": torch.from_numpy(random.random((8, 1), np.float32))})
+
+    def loss(self, kind, x):
         return ((self.model(x) - 3 * x) ** 2).mean()
 
     def sample(self, run, step, average):
@@ -75,6 +77,7 @@ def test_the_autoencoder_stage_gives_a_finite_loss_at_both_sizes():
     pictures = np.random.default_rng(0).integers(0, 255, (4, 128, 128, 3), dtype=np.uint8)
     stage = AutoencoderStage([(pictures, 1.0)], pictures, 1, torch.device("cpu"))
     for fraction in (0.0, 0.9):
-        assert torch.isfinite(stage.loss(np.random.default_rng(0), fraction))
+        drawn = stage.draw(np.random.default_rng(0), fraction)
+        assert torch.isfinite(stage.loss(drawn.kind, **drawn.tensors))
     latents = build().encode(torch.zeros(1, 3, 128, 128)).latent_dist.mode()
     assert latents.shape == (1, 16, 16, 16)

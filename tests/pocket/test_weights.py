@@ -11,7 +11,7 @@ from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, UNet2DCondi
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from posecrafter.pocket.autoencoder import reconstruct
-from posecrafter.pocket.diffusion import POSE_STYLE
+from posecrafter.pocket.data import POSE_STYLE
 from posecrafter.pocket.figures import still
 from posecrafter.pocket.training import psnr
 from posecrafter.pocket.weights import FOLDER, parameters
