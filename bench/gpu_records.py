@@ -25,7 +25,8 @@ from typing import Any
 import torch
 import triton
 
-from posecrafter.bench.gpu_kernels import check_kernels, sweep_tiles, time_kernels
+from posecrafter.bench.gpu_checks import check_kernels
+from posecrafter.bench.gpu_kernels import sweep_tiles, time_kernels
 from posecrafter.bench.gpu_parts import Bench, check_networks, compiled, frames, pipeline, steps, tuning
 from posecrafter.bench.gpu_table import write_table
 from posecrafter.bench.gpu_timing import ceilings
@@ -59,10 +60,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         out, table = options.out or Path("out/gpu-records"), options.table
         torch.set_num_threads(1)
     started, device = time.monotonic(), torch.device("cpu" if options.dry else "cuda")
-    failures = [
-        *(result for result in check_kernels(device, options.dry) if not result["holds"]),
-        *(result for result in check_networks(device, options.dry) if not result["holds"]),
-    ]
+    failures = []
+    for name, check in (("kernels' checks", check_kernels), ("networks' checks", check_networks)):
+        began = time.monotonic()
+        failures += [result for result in check(device, options.dry) if not result["holds"]]
+        print(f"{name}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
     if failures:
         for failure in failures:
             print(f"red: {json.dumps(failure)}", file=sys.stderr)

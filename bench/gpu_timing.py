@@ -69,17 +69,19 @@ def ceilings(device: torch.device, dry: bool) -> dict[str, float]:
 
 def _captured(call: Callable[[], object], device: torch.device) -> Callable[[], None] | None:
     """The call as a CUDA graph; None where it cannot be captured."""
-    beside = torch.cuda.Stream(device)
-    beside.wait_stream(torch.cuda.current_stream(device))
+    beside, current = torch.cuda.Stream(device), torch.cuda.current_stream(device)
+    beside.wait_stream(current)
     with torch.cuda.stream(beside):
         for _ in range(2):
             call()
-    torch.cuda.current_stream(device).wait_stream(beside)
+    current.wait_stream(beside)
     graph = torch.cuda.CUDAGraph()
     try:
         with torch.cuda.graph(graph):
             call()
     except RuntimeError:
+        torch.cuda.set_stream(current)  # a capture that cannot be ended leaves its own the current one
+        torch.cuda.synchronize(device)
         return None
     return graph.replay
 

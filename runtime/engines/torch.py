@@ -73,18 +73,22 @@ class Recording:
 
     def _capture(self, device: torch.device, pool: Any) -> dict[str, torch.Tensor]:
         """Run twice on a stream of its own, so that kernels are compiled and algorithms chosen, then record."""
-        with torch.backends.cudnn.flags(benchmark=True):
+        current = torch.cuda.current_stream(device)
+        with torch.backends.cudnn.flags(enabled=True, benchmark=True):  # without a word, `flags` would turn cuDNN off
             beside = torch.cuda.Stream(device)
-            beside.wait_stream(torch.cuda.current_stream(device))
+            beside.wait_stream(current)
             with torch.cuda.stream(beside):
                 for _ in range(2):
                     self._graph.run(self._inputs)
-            torch.cuda.current_stream(device).wait_stream(beside)
+            current.wait_stream(beside)
             torch.cuda.synchronize(device)
             torch.cuda.empty_cache()  # what the two runs used is not the recording's to use
             self._captured = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._captured, pool=pool):
-                return self._graph.run(self._inputs)
+            try:
+                with torch.cuda.graph(self._captured, pool=pool):
+                    return self._graph.run(self._inputs)
+            finally:  # a capture that cannot be ended leaves its stream the current one
+                torch.cuda.set_stream(current)
 
 
 class RecordedGraph:

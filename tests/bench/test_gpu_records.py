@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -13,11 +14,13 @@ from typing import Any
 import pytest
 import torch
 
-from posecrafter.bench import gpu_records
-from posecrafter.bench.gpu_kernels import _compare
+from posecrafter.bench import gpu_checks, gpu_parts, gpu_records
+from posecrafter.bench.gpu_checks import check_kernels, launch, launches
+from posecrafter.bench.gpu_kernels import _compare, cases, check_case
 from posecrafter.bench.gpu_network import TINY, edited, evaluated, make_rig, motions_of
-from posecrafter.bench.gpu_parts import Bench
+from posecrafter.bench.gpu_parts import Bench, frames
 from posecrafter.bench.gpu_table import BEGIN, END, tables, write_table
+from posecrafter.errors import EngineError
 from posecrafter.kernels import KERNELS
 
 ROOT = Path(__file__).parent.parent.parent
@@ -149,6 +152,69 @@ def test_latents_are_edited_alike_on_the_host_and_in_the_engine() -> None:
     assert theirs.shape == (TINY.frames + 1, 4, TINY.side, TINY.side)
     assert (theirs[1] != theirs[0]).any()
     torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
+QUICK = ("guidance_step", "warp_latents")
+
+
+def test_workers_check_what_one_process_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, every = torch.device("cpu"), cases(dry=True)
+    quick = {index: check_case(case, cpu) for index, case in enumerate(every) if case.kernel in QUICK}
+    monkeypatch.setattr(gpu_checks, "check_case", lambda case, device: pytest.fail(f"no worker answered for {case}"))
+    found = list(check_kernels(cpu, dry=True, workers=2))
+    assert [result["kernel"] for result in found] == [case.kernel for case in every]
+    assert {index: found[index] for index in quick} == quick
+
+
+def test_what_broken_workers_leave_is_checked_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    few = [case for case in cases(dry=True) if case.kernel in QUICK]
+    monkeypatch.setattr(gpu_checks, "cases", lambda dry: few)
+    monkeypatch.setattr(gpu_checks.sys, "executable", "/bin/false")
+    results = list(check_kernels(torch.device("cpu"), dry=True, workers=2))
+    assert len(results) == len(few) > 10
+    assert all(result["holds"] for result in results)
+
+
+def test_an_operator_that_raises_is_a_check_that_does_not_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(**_: object) -> None:
+        raise ValueError("out of shared memory")
+
+    broken = dataclasses.replace(KERNELS["guidance_step"], op=refuses)
+    few = [case for case in cases(dry=True) if case.kernel in QUICK]
+    monkeypatch.setattr(gpu_checks, "cases", lambda dry: few)
+    monkeypatch.setitem(KERNELS, "guidance_step", broken)
+    results = list(check_kernels(torch.device("cpu"), dry=True, workers=0))
+    red = [result for result in results if not result["holds"]]
+    assert {result["kernel"] for result in red} == {"guidance_step"}
+    assert {result["raised"] for result in red} == {"ValueError: out of shared memory"}
+
+
+def test_the_launches_of_a_network_are_found_without_running_it() -> None:
+    found = launches(TINY, ((1, 1), (3, 2)))
+    assert len(found) == len(set(found))
+    assert {name for name, _ in found} == {
+        "group_norm_silu", "guidance_step", "key_frame_attention", "temporal_attention", "temporal_projection",
+    }  # fmt: skip
+    norms = [told for name, told in found if name == "group_norm_silu"]
+    assert {told[-1] for told in norms} == {True, False}
+    assert {told[3] is None for told in norms} == {True, False}
+    for what in found:
+        launch(what, torch.device("cpu"))
+
+
+def test_a_variant_without_memory_is_a_line_and_the_next_one_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    def short(variant: str, *rest: Any) -> Any:
+        if variant == "published":
+            raise EngineError("engine-memory", "the GPU's memory is full")
+        return make_rig(variant, *rest)
+
+    monkeypatch.setattr(gpu_parts, "make_rig", short)
+    first, *others = frames(Bench(torch.device("cpu"), True, {}))
+    assert first == {
+        "variant": "published", "frames": 2, "failed": "engine-memory: the GPU's memory is full",
+    }  # fmt: skip
+    assert [record["variant"] for record in others] == ["stock", "kernels"]
+    assert [record["times_faster"]["than"] for record in others] == ["stock", "stock"]
 
 
 @pytest.mark.gpu

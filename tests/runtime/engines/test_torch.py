@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -170,6 +172,37 @@ def test_a_download_is_a_copy_that_outlives_the_next_step() -> None:
     value = found.copy()
     graph.run(inputs_of(recorded, 3, 0.25))
     np.testing.assert_array_equal(found, value)
+
+
+def test_a_capture_keeps_cudnn_and_leaves_the_stream_it_came_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the graph cannot be ended, too. CUDA is played: what is looked at is what surrounds the calls."""
+    seen: list[tuple[bool, bool]] = []
+    streams: list[object] = []
+
+    class Ran(engine_file.TorchGraph):
+        def run(self, inputs: Any) -> dict[str, Tensor]:
+            seen.append((torch.backends.cudnn.enabled, torch.backends.cudnn.benchmark))
+            return super().run(inputs)
+
+    class Breaks(contextlib.AbstractContextManager[None]):
+        def __exit__(self, *_: object) -> None:
+            raise RuntimeError("the capture was invalidated")
+
+    recording = Recording(Ran(Toy(), INPUTS, ("x_next", "eps")), inputs_of(engine(record=True), 3, 0.5), None)
+    seen.clear()
+    home = mock.Mock()
+    for name in ("Stream", "synchronize", "empty_cache", "CUDAGraph"):
+        monkeypatch.setattr(torch.cuda, name, mock.Mock())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: home)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "set_stream", streams.append)
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph, pool: Breaks())
+    before = torch.backends.cudnn.enabled
+    with pytest.raises(RuntimeError, match="invalidated"):
+        recording._capture(torch.device("cuda"), None)
+    assert seen == [(True, True)] * 3
+    assert streams == [home]
+    assert torch.backends.cudnn.enabled == before
 
 
 @pytest.mark.gpu
