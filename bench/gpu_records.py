@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print("every check holds", file=sys.stderr)
     out.mkdir(parents=True, exist_ok=True)
     bench = Bench(device, options.dry, ceilings(device, options.dry))
-    write = _writer(out / "gpu.jsonl", bench)
+    write = _writer(out / "gpu.jsonl", bench, options.commit)
     write("ceilings", bench.ceilings)
     late: list[str] = []
     broken: list[str] = []
@@ -108,18 +108,19 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, help="folder of gpu.jsonl; default bench/results, dry out/gpu-records")
     table = "Markdown file whose GPU table is written anew from the records; default docs/performance.md, dry none"
     parser.add_argument("--table", type=Path, help=table)
+    parser.add_argument("--commit", help="what to record as the commit of a checkout that came without its history")
     parser.add_argument("--dry", action="store_true", help="on a CPU, at tiny sizes: proves the script, not the speed")
     return parser
 
 
-def _writer(path: Path, bench: Bench) -> Callable[[str, dict[str, Any]], None]:
+def _writer(path: Path, bench: Bench, commit: str | None) -> Callable[[str, dict[str, Any]], None]:
     """Appends one line a record, with where and when it was made."""
     cuda = bench.device.type == "cuda"
     about = {
         "device": torch.cuda.get_device_name(bench.device) if cuda else f"{platform.machine()} CPU",
         "dry": bench.dry,
         "versions": {"torch": torch.__version__, "triton": triton.__version__, "cuda": torch.version.cuda},
-        "commit": _commit(),
+        "commit": commit or _commit(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
 
