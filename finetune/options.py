@@ -26,10 +26,10 @@ class FinetuneOptions:
 
     optimizer: "adamw" [C], or "muon" (finetune/muon.py), which learns more in as many steps; steps, learning_rate,
     weight_decay and grad_clip are either's. lr_schedule: "constant" [C], or "cosine": up in the first `WARM_UP` steps,
-    then down to nearly 0 at the last, for short runs at high rates. loss_weighting: "uniform" [C], or "velocity"
-    (finetune/data.py), for small bases. signal_leak: whose picture shows through a frame's noise where sampling begins:
-    its own ("frame" [C]), or the key frame's, as at inference ("key"; finetune/data.py). window: frames of one pass,
-    the key frame among them [C: 8]. scope: "method" [C] or "all". lora_rank: low-rank updates instead of full matrices.
+    then down to nearly 0 at the last, for short runs at high rates. loss_weighting: "uniform" [C], or "velocity", for
+    small bases. signal_leak: whose picture shows through a frame's noise where sampling begins: its own ("frame" [C]),
+    or the key frame's, as at inference ("key"); both in finetune/objective.py. window: frames of one pass, the key
+    frame among them [C: 8]. scope: "method" [C] or "all". lora_rank: low-rank updates instead of full matrices.
     precision: of the network's arithmetic; weights in training, loss and optimizer stay fp32. save_every: steps between
     checkpoints. max_seconds: end well after this time, whatever the step. adapt_decoder: steps of tuning the
     autoencoder's decoder afterwards.

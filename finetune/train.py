@@ -32,14 +32,12 @@ from posecrafter.finetune.data import (
     draw_noise,
     draw_window,
     frame_clip,
-    leaked,
     prepare_clip,
-    signal_leak,
-    timestep_weights,
 )
 from posecrafter.finetune.decoder import adapt_decoder
 from posecrafter.finetune.masters import DTYPES, Masters, choose_precision
 from posecrafter.finetune.muon import build_optimizer
+from posecrafter.finetune.objective import leaked, signal_leak, timestep_weights
 from posecrafter.finetune.options import FinetuneOptions
 from posecrafter.finetune.person import Person
 from posecrafter.finetune.run_folder import RunFolder

@@ -6,8 +6,8 @@ pictures and pose maps from 5 %, so that guidance works.
 The networks learn as they will be used, as the video network without temporal attention: most passes hold several
 moments of one person, whose self-attention looks at the first of them (key-frame attention) and whose norms are pooled.
 So the base knows, before it is tuned, how to carry a person from one pose to another. Through the noise of every moment
-shows the first one, as at inference (finetune/data.py, `leaked`). The other passes hold one picture a clip, where the
-video network is the 2-D one. What is learned are the 2-D networks' weights and no others.
+shows the first one, as at inference (finetune/objective.py, `leaked`). The other passes hold one picture a clip, where
+the video network is the 2-D one. What is learned are the 2-D networks' weights and no others.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, UNet2DCondi
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from posecrafter.finetune.data import leaked, signal_leak, timestep_weights
 from posecrafter.finetune.network import VideoControlNet, VideoDenoiser, VideoUNet
+from posecrafter.finetune.objective import leaked, signal_leak, timestep_weights
 from posecrafter.pocket.autoencoder import bytes_of, tensor_of
 from posecrafter.pocket.data import MOMENTS, Figures
 from posecrafter.pocket.training import Average, Pass, Run, picture_sheet, psnr

@@ -11,11 +11,9 @@ from posecrafter.finetune.data import (
     draw_noise,
     draw_window,
     frame_clip,
-    leaked,
     prepare_clip,
-    signal_leak,
-    timestep_weights,
 )
+from posecrafter.finetune.objective import leaked, signal_leak, timestep_weights
 from posecrafter.pose import PoseTrack, draw_poses
 from posecrafter.schedule import Schedule
 from posecrafter.video import Video
