@@ -51,14 +51,14 @@ def twin(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
 
 
 @triton.jit
-def _meet(q0, q1, acc0, acc1, peak, total, k_ptr, v_ptr, keys, m, SCALE: tl.constexpr, C: tl.constexpr,
-          D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, TAIL: tl.constexpr):  # fmt: skip
-    """One block of keys into the running softmax (Milakov and Gimelshein 2018), in powers of two.
+def meet(q0, q1, acc0, acc1, peak, total, k_ptr, v_ptr, keys, m, SCALE: tl.constexpr, stride,
+         D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, TAIL: tl.constexpr):  # fmt: skip
+    """One block of keys, `stride` numbers apart, into the running softmax (Milakov and Gimelshein 2018), in powers of 2.
 
-    Only the last block is masked: the loop over whole blocks carries no comparison.
+    TAIL: there may be keys beyond the m-th. A loop over whole blocks need not compare.
     """
     d0, d1 = tl.arange(0, D0), D0 + tl.arange(0, max(D1, 1))
-    at = keys.to(tl.int64)[:, None] * C
+    at = keys.to(tl.int64)[:, None] * stride
     seen = keys[:, None] < m if TAIL else tl.full([1, 1], 1, tl.int1)
     k0 = tl.load(k_ptr + at + d0[None, :], mask=seen & (d0 < D)[None, :], other=0.0)
     v0 = tl.load(v_ptr + at + d0[None, :], mask=seen & (d0 < D)[None, :], other=0.0)
@@ -103,11 +103,11 @@ def _attention(q_ptr, k_ptr, v_ptr, out_ptr, rows, m, OUT: tl.constexpr, SCALE: 
     total = tl.zeros([M], tl.float32)
     whole = m // N * N
     for start in tl.range(0, whole, N):
-        acc0, acc1, peak, total = _meet(q0, q1, acc0, acc1, peak, total, k_ptr, v_ptr, start + tl.arange(0, N), m,
-                                        SCALE, C, D, D0, D1, False)  # fmt: skip
+        acc0, acc1, peak, total = meet(q0, q1, acc0, acc1, peak, total, k_ptr, v_ptr, start + tl.arange(0, N), m,
+                                       SCALE, C, D, D0, D1, False)  # fmt: skip
     if whole < m:
-        acc0, acc1, peak, total = _meet(q0, q1, acc0, acc1, peak, total, k_ptr, v_ptr, whole + tl.arange(0, N), m,
-                                        SCALE, C, D, D0, D1, True)  # fmt: skip
+        acc0, acc1, peak, total = meet(q0, q1, acc0, acc1, peak, total, k_ptr, v_ptr, whole + tl.arange(0, N), m,
+                                       SCALE, C, D, D0, D1, True)  # fmt: skip
     share = (1.0 / total)[:, None]
     to = (prompt * rows + row)[:, None] * OUT + head * D
     tl.store(out_ptr + to + d0[None, :], (acc0 * share).to(out_ptr.dtype.element_ty), mask=inside & in0)

@@ -26,12 +26,12 @@ from posecrafter.kernels.checks import (
     check_same_device,
     check_tensor,
 )
-from posecrafter.kernels.key_frame_attention import LOG2_E
+from posecrafter.kernels.key_frame_attention import LOG2_E, meet
 from posecrafter.kernels.registry import Build, Inputs, Kernel, Sizes, power_of_two, split
 
 MOST_FRAMES = 128
 FEW = 32
-"""Frames up to which several lanes share a program; beyond, one lane's scores fill it."""
+"""Frames up to which several lanes share a program and meet all frames at once; beyond, one lane fills it."""
 
 
 def truth(q: np.ndarray, k: np.ndarray, v: np.ndarray, heads: int, frames: int) -> np.ndarray:
@@ -92,54 +92,51 @@ def _few(q_ptr, k_ptr, v_ptr, out_ptr, frames, lanes, OUT: tl.constexpr, SCALE: 
 @triton.jit(do_not_specialize=["frames", "lanes"])
 def _many(q_ptr, k_ptr, v_ptr, out_ptr, frames, lanes, OUT: tl.constexpr, SCALE: tl.constexpr, HEADS: tl.constexpr,
           D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, Q: tl.constexpr, R: tl.constexpr):  # fmt: skip
-    """Q frames of one lane of one prompt against its R >= F frames: ordinary matrices, which Hopper's wide
-    instructions take.
+    """Q frames of one lane of one prompt against all frames, R at a time: ordinary matrices, which Hopper's wide
+    instructions take, and the running softmax of key_frame_attention.
 
     A frame's d numbers are less than a cache line; the programs of the lanes beside it run at the same time and find
     the rest of the line in the L2.
     """
     lane, prompt = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    asking, seen = tl.program_id(2) * Q + tl.arange(0, Q), tl.arange(0, R)
+    asking = tl.program_id(2) * Q + tl.arange(0, Q)
     d0, d1 = tl.arange(0, D0)[None, :], D0 + tl.arange(0, max(D1, 1))[None, :]
     step = (prompt * frames + asking)[:, None]
-    mine, theirs = (step * lanes + lane) * D, ((prompt * frames + seen)[:, None] * lanes + lane) * D
-    asks, is_seen = (asking < frames)[:, None], (seen < frames)[:, None]
+    mine, asks = (step * lanes + lane) * D, (asking < frames)[:, None]
     q0 = tl.load(q_ptr + mine + d0, mask=asks & (d0 < D), other=0.0)
-    k0 = tl.load(k_ptr + theirs + d0, mask=is_seen & (d0 < D), other=0.0)
-    scores = tl.dot(q0, k0.T)
+    q1 = q0
+    acc0 = tl.zeros([Q, D0], tl.float32)
+    acc1 = acc0
     if D1 > 0:
         q1 = tl.load(q_ptr + mine + d1, mask=asks & (d1 < D), other=0.0)
-        k1 = tl.load(k_ptr + theirs + d1, mask=is_seen & (d1 < D), other=0.0)
-        scores = tl.dot(q1, k1.T, scores)
-    scores = tl.where(seen[None, :] < frames, scores * SCALE, float("-inf"))
-    weights = tl.exp2(scores - tl.max(scores, 1)[:, None])
-    share = (1.0 / tl.sum(weights, 1))[:, None]
-    # Only now, unlike above: v would not fit the registers beside q, k and the scores.
-    v0 = tl.load(v_ptr + theirs + d0, mask=is_seen & (d0 < D), other=0.0)
-    weights = weights.to(v0.dtype)
+        acc1 = tl.zeros([Q, D1], tl.float32)
+    first = (prompt * frames * lanes + lane) * D
+    peak, total = tl.full([Q], float("-inf"), tl.float32), tl.zeros([Q], tl.float32)
+    for start in tl.range(0, frames, R):
+        acc0, acc1, peak, total = meet(q0, q1, acc0, acc1, peak, total, k_ptr + first, v_ptr + first,
+                                       start + tl.arange(0, R), frames, SCALE, lanes * D, D, D0, D1, True)  # fmt: skip
+    share = (1.0 / total)[:, None]
     to = (step * (lanes // HEADS) + lane // HEADS) * OUT + lane % HEADS * D
-    tl.store(out_ptr + to + d0, (tl.dot(weights, v0) * share).to(out_ptr.dtype.element_ty), mask=asks & (d0 < D))
+    tl.store(out_ptr + to + d0, (acc0 * share).to(out_ptr.dtype.element_ty), mask=asks & (d0 < D))
     if D1 > 0:
-        v1 = tl.load(v_ptr + theirs + d1, mask=is_seen & (d1 < D), other=0.0)
-        tl.store(out_ptr + to + d1, (tl.dot(weights, v1) * share).to(out_ptr.dtype.element_ty), mask=asks & (d1 < D))
+        tl.store(out_ptr + to + d1, (acc1 * share).to(out_ptr.dtype.element_ty), mask=asks & (d1 < D))
 
 
 def tile(d: int, frames: int) -> dict[str, int]:
-    """Frames R and lanes L of a program (or Q asking frames of one lane), and its warps.
+    """Frames R and lanes L of a program (or Q asking frames of one lane, R at a time before it), warps and stages.
 
     128 rows of narrow heads, 64 of wide ones: more do not fit the registers.
     """
     if frames <= FEW:
         r = max(16, power_of_two(frames))
-        return {"L": max((128 if d <= 80 else 64) // r, 1), "R": r, "warps": 4}
-    r = power_of_two(frames)
-    return {"Q": r if d <= 96 else 64, "R": r, "warps": 8 if frames > 64 else 4}
+        return {"L": max((128 if d <= 80 else 64) // r, 1), "R": r, "warps": 4, "stages": 1}
+    return {"Q": 64, "R": 64 if d <= 96 else 32, "warps": 4, "stages": 2}
 
 
 def constants(d: int, heads: int, out_stride: int, block: dict[str, int]) -> dict[str, float]:
     d0, d1 = split(d)
     sizes = {"OUT": out_stride, "SCALE": LOG2_E / d**0.5, "HEADS": heads, "D": d, "D0": d0, "D1": d1}
-    return {**sizes, **{name: size for name, size in block.items() if name != "warps"}}
+    return {**sizes, **{name: size for name, size in block.items() if name not in ("warps", "stages")}}
 
 
 def check(q: Tensor, k: Tensor, v: Tensor, heads: int, frames: int, out: Tensor) -> int:
@@ -177,7 +174,8 @@ def launch(q: Tensor, k: Tensor, v: Tensor, heads: int, frames: int, out: Tensor
     else:
         kernel, grid = _many, (lanes, prompts, triton.cdiv(frames, block["Q"]))
     kernel[check_grid(grid)](
-        q, k, v, out, frames, lanes, **constants(d, heads, stride, block), num_warps=block["warps"], num_stages=1
+        q, k, v, out, frames, lanes, **constants(d, heads, stride, block),
+        num_warps=block["warps"], num_stages=block["stages"],
     )  # fmt: skip
     return out
 
@@ -232,7 +230,8 @@ def builds(dtype: str, target: int) -> Iterable[Build]:
             yield Build(
                 f"temporal_attention_d{d}_f{frames}_{dtype}", _few if few else _many,
                 {**pointers, "frames": "i32", "lanes": "i32"}, constants(d, 8, 8 * d, block),
-                ("ceil(lanes / L)", "prompts") if few else ("lanes", "prompts", "ceil(frames / Q)"), block["warps"], 1,
+                ("ceil(lanes / L)", "prompts") if few else ("lanes", "prompts", "ceil(frames / Q)"),
+                block["warps"], block["stages"],
             )  # fmt: skip
 
 

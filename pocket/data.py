@@ -75,7 +75,7 @@ def render(cache: Path, people: int, size: int, processes: int = 1, seconds: flo
     if processes == 1:
         list(map(job, shards))
         return
-    with ProcessPoolExecutor(processes, get_context("spawn"), _be_single) as pool:
+    with ProcessPoolExecutor(processes, get_context("fork"), _be_single) as pool:
         list(pool.map(job, shards))
 
 

@@ -111,10 +111,10 @@ class Material:
 @torch.no_grad()
 def encode(autoencoder: AutoencoderKL, pictures: Image) -> Floats:
     """uint8 [n, S, S, 3] -> float16 [n, 16, S/8, S/8], the posterior's mean times scaling_factor."""
-    scale = autoencoder.config.scaling_factor
+    scale, count = autoencoder.config.scaling_factor, 16 if autoencoder.device.type == "cpu" else 256
     parts = []
-    for start in range(0, len(pictures), 16):
-        images = tensor_of(pictures[start : start + 16], autoencoder.device)
+    for start in range(0, len(pictures), count):
+        images = tensor_of(pictures[start : start + count], autoencoder.device)
         latents = autoencoder.encode(images).latent_dist.mode()
         parts.append((latents.float() * scale).half().cpu().numpy())
     return np.concatenate(parts)

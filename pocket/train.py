@@ -48,6 +48,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=weights.FOLDER, help="where `save` writes")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    torch.backends.cudnn.benchmark = True
     {"data": _data, "autoencoder": _autoencoder, "diffusion": _diffusion, "save": _save}[arguments.stage](arguments)
 
 
