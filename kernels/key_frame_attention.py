@@ -53,7 +53,8 @@ def twin(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
 @triton.jit
 def meet(q0, q1, acc0, acc1, peak, total, k_ptr, v_ptr, keys, m, SCALE: tl.constexpr, stride,
          D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, TAIL: tl.constexpr):  # fmt: skip
-    """One block of keys, `stride` numbers apart, into the running softmax (Milakov and Gimelshein 2018), in powers of 2.
+    """One block of keys, `stride` numbers apart, into the running softmax (Milakov and Gimelshein 2018), in powers
+    of two.
 
     TAIL: there may be keys beyond the m-th. A loop over whole blocks need not compare.
     """
