@@ -106,12 +106,12 @@ def _shared(workers: int, dry: bool) -> dict[int, dict[str, Any]]:
     """The results of that many workers by their case's index; fewer where one breaks. None below two workers."""
     if workers < 2:
         return {}
-    command = [sys.executable, str(Path(__file__).parent / "from_checkout.py"), "posecrafter.bench.gpu_checks"]
-    threads = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    alone = ["env", "OMP_NUM_THREADS=1", "OPENBLAS_NUM_THREADS=1"]
+    command = [*alone, sys.executable, str(Path(__file__).parent / "from_checkout.py"), "posecrafter.bench.gpu_checks"]
     running, found = [], {}
     for worker in range(workers):
         words = [*command, str(worker), str(workers), "dry" if dry else "cuda"]
-        running.append(subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=threads))
+        running.append(subprocess.Popen(words, stdout=subprocess.PIPE, text=True))
     for process in running:
         try:
             text = process.communicate(timeout=LONGEST)[0]

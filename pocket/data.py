@@ -8,7 +8,6 @@ a run that was stopped goes on where it was.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable
@@ -109,7 +108,6 @@ def _folder(cache: Path, size: int) -> Path:
 
 def _be_single() -> None:
     cv2.setNumThreads(1)
-    os.environ["OMP_NUM_THREADS"] = "1"
 
 
 def _render_shard(cache: Path, size: int, deadline: float, shard: int) -> None:

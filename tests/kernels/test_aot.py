@@ -14,7 +14,7 @@ import pytest
 
 from posecrafter.kernels import KERNELS
 from posecrafter.kernels.aot import builds, main
-from posecrafter.kernels.compile import MOST_STACK, SHARED, TARGETS
+from posecrafter.kernels.compile import MOST_STACK, SHARED, TARGETS, mixed_halves
 
 HOPPER = "key_frame_attention_d(40|160)_|temporal_attention_(d40_f16|d160_f128)_|norm_.*_c320_"
 HOPPER += "|guidance_step_b2_|warp_latents_bilinear_|temporal_projection_c(64_f16|256_f32)_"
@@ -125,3 +125,16 @@ def test_every_kernel_compiles_for_every_target(target: int, tmp_path: Path) -> 
     build([str(tmp_path), "--target", str(target)])
     assert len(entries(tmp_path, target)) == len(builds(target))
     check_entries(tmp_path, target)
+
+
+def test_an_address_of_which_one_half_is_taken_twice_is_found() -> None:
+    right = """
+        /*0010*/  UIADD3 UR18, UP0, UR7, 0x20, URZ ;
+        /*0020*/  UMOV UR7, URZ ;
+        /*0030*/  UIADD3.X UR19, UR7, -0x3ffffff0, URZ, UP0, !UPT ;
+        /*0040*/  UIADD3 UR4, UP1, UR4, 0x20, URZ ;
+        /*0050*/  UIADD3.X UR5, UR5, 0x40000040, URZ, UP1, !UPT ;
+    """
+    assert mixed_halves(right) == []
+    wrong = right.replace("/*0020*/  UMOV UR7, URZ ;", "/*0020*/  UMOV UR6, UR4 ;")
+    assert mixed_halves(wrong) == ["UIADD3.X UR19, UR7, -0x3ffffff0, URZ, UP0, !UPT ;"]
