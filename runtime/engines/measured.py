@@ -85,7 +85,7 @@ def judge(measured: Measured, parity: Mapping[str, object]) -> tuple[Figure | No
         else:
             passed_over[name] = (
                 f"{name} takes {told}, not a tenth less than {label(best.candidate)} with "
-                f"{1000 * best.seconds:.1f}, which is exacter or needs less memory"
+                f"{1000 * best.seconds:.1f}, which is more exact or needs less memory"
             )
     return best, passed_over
 
