@@ -17,7 +17,7 @@ import numpy as np
 from posecrafter.errors import EngineError, ExportError
 from posecrafter.export.graphs import Graph
 from posecrafter.export.options import Precision
-from posecrafter.export.tolerances import TOLERANCES
+from posecrafter.export.tolerances import BF16, TOLERANCES
 from posecrafter.framing import Framing
 from posecrafter.pose import PoseTrack, draw_poses
 from posecrafter.progress import Cancel, Progress, silent
@@ -96,7 +96,7 @@ def check_parity(
     finally:
         ours.close()
         portable.close()
-    return {**figures, "bound_graph": bound.graph, "bound_latents": bound.latents}
+    return {**figures, "bound_graph": bound.graph, "bound_latents": bound.latents, "bound_bf16": BF16}
 
 
 def _checked(name: str, distance: Callable[[], float], limit: float, precision: Precision) -> float | str:

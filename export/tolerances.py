@@ -21,3 +21,7 @@ TOLERANCES: Mapping[Precision, Tolerance] = {
     # Against PyTorch in fp32: an fp16 weight alone is off by up to 5e-4; guidance multiplies eps' error by about 20.
     "fp16": Tolerance(graph=2e-2, latents=1e-1),
 }
+
+BF16 = 2e-2
+"""Of the denoiser in an engine's bf16 arithmetic, which `auto` may take without being asked: what halves are allowed
+against fp32. The pocket base's is off by 0.8e-2: bf16 autocast in PyTorch."""

@@ -57,6 +57,13 @@ class Network:
 
     def step(self, x: Buffer, step: Step, conditions: Conditions) -> Buffer:
         """x <- a x + b eps(x, t), with eps = sum_b weight_b eps_b. x: [F, L, h, w] in the engine's memory."""
+        return self._denoise(x, step, conditions)["x_next"]
+
+    def predict(self, x: Buffer, step: Step, conditions: Conditions) -> Buffer:
+        """The eps(x, t) of that step, [F, L, h, w]."""
+        return self._denoise(x, step, conditions)["eps"]
+
+    def _denoise(self, x: Buffer, step: Step, conditions: Conditions) -> dict[str, Buffer]:
         up = self.engine.upload
         inputs = {
             "x": x,
@@ -68,7 +75,7 @@ class Network:
             "pose_features": conditions.pose_features,
             "control_scale": conditions.control_scale,
         }
-        return self.engine.load("denoiser").run(inputs)["x_next"]
+        return self.engine.load("denoiser").run(inputs)
 
     def decode(self, latents: Floats) -> NDArray[np.uint8]:
         """Scaled latents float32 [F, L, h, w] -> frames uint8 [F, H, W, 3]."""

@@ -24,6 +24,8 @@ from posecrafter.files import read_json, sha256_of, write_json
 from posecrafter.manifest import FileEntry, Manifest, read_entries
 from posecrafter.pose import read_poses
 from posecrafter.runtime.bundle import Bundle, read_tensors
+from posecrafter.runtime.engines.base import Engine
+from posecrafter.runtime.engines.bound import BoundEngine, upload_weights
 from posecrafter.runtime.low_rank import BASE, LowRank, multiply_out
 
 FORMAT = "posecrafter-pack-1"
@@ -142,6 +144,14 @@ def read_person(bundle: Bundle, folder: Path) -> tuple[Bundle, Arrays]:
     )
     person.check()
     return person, read_weights(folder / WEIGHTS, m, pack.low_rank, bundle.folder)
+
+
+def bind_own(engine: Engine, bundle: Bundle) -> Engine:
+    """The engine as the bundle's own person's: where the graphs take weights as inputs, these are bound to them."""
+    if bundle.manifest.kind != "shared" or bundle.folder is None:
+        return engine
+    weights = read_weights(bundle.folder / "person" / WEIGHTS, bundle.manifest)
+    return BoundEngine(engine, upload_weights(engine, weights))
 
 
 def read_weights(path: Path, manifest: Manifest, low_rank: LowRank | None = None, bundle: Path | None = None) -> Arrays:

@@ -20,14 +20,16 @@ from posecrafter.errors import BundleError
 from posecrafter.pose import PoseTrack, draw_poses
 from posecrafter.progress import Cancel, Progress, silent
 from posecrafter.runtime.bundle import Bundle
+from posecrafter.runtime.choose import choose
 from posecrafter.runtime.decode import Preview, decode, unseen
 from posecrafter.runtime.edit import edit
-from posecrafter.runtime.engines import Buffer, Engine, open_engine
+from posecrafter.runtime.engines import Buffer, Choice, Engine, open_engine
 from posecrafter.runtime.engines.bound import BoundEngine, upload_weights
+from posecrafter.runtime.engines.measured import KEPT
 from posecrafter.runtime.invert import invert, shared_noise
 from posecrafter.runtime.inverted import Inverted, inversion_key
 from posecrafter.runtime.network import Network
-from posecrafter.runtime.person import WEIGHTS, find_pack, read_person, read_weights
+from posecrafter.runtime.person import bind_own, find_pack, read_person
 from posecrafter.runtime.plan import Plan, make_plan
 from posecrafter.runtime.prompt import embed
 from posecrafter.runtime.request import Request
@@ -48,21 +50,27 @@ class Result:
 class Session:
     """Renders requests with one person's bundle. Used from one thread at a time; `close` frees the engine."""
 
-    def __init__(self, bundle: Bundle, engine: Engine, cache: Path | None = None, precision: str | None = None) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        engine: Engine,
+        cache: Path | None = None,
+        precision: str | None = None,
+        choice: Choice | None = None,
+    ) -> None:
         """cache: a folder for inverted frames, which other sessions and processes may share; None for memory only.
 
-        precision: what the engine was told, since an inverted frame is one engine's and one precision's.
+        precision: what the engine was told, since an inverted frame is one engine's and one precision's. choice: why
+        it is this engine, where "auto" was asked for.
         """
+        self.choice = choice
         self.bundle = bundle
         self.engine = engine
-        self._network = Network(engine)
         self._arithmetic = f"{engine.name} {precision or 'default'}"
         # Without file hashes nothing tells one bundle's entries from another's.
         self._inverted = Inverted(cache if bundle.manifest.files else None)
         self._people: dict[str | None, tuple[Bundle, Network]] = {}
-        if bundle.manifest.kind == "shared" and bundle.folder is not None:
-            weights = read_weights(bundle.folder / "person" / WEIGHTS, bundle.manifest)
-            self._network = Network(BoundEngine(engine, upload_weights(engine, weights)))
+        self._network = Network(bind_own(engine, bundle))
         self._people[None] = bundle, self._network
 
     @classmethod
@@ -73,10 +81,18 @@ class Session:
         threads: int | None = None,
         precision: str | None = None,
         cache: Path | None = None,
+        measured: Path | None = KEPT,
     ) -> Self:
-        """Verify and open a bundle. Raises: BundleError, EngineError (see `Bundle.open` and `open_engine`)."""
-        bundle = Bundle.open(folder)
-        return cls(bundle, open_engine(engine, Path(folder), threads, precision), cache, precision)
+        """Verify and open a bundle. engine: "auto" takes the one that `choose` does; the session's `choice` tells.
+
+        measured: where figures of this machine's engines are kept, by which "auto" goes; None to measure nothing.
+        Raises: BundleError, EngineError (see `Bundle.open`, `choose` and `open_engine`).
+        """
+        bundle, choice = Bundle.open(folder), None
+        if engine == "auto":
+            choice = choose(bundle, threads, precision, measured)
+            engine, precision = choice.name, choice.precision
+        return cls(bundle, open_engine(engine, Path(folder), threads, precision), cache, precision, choice)
 
     def load_person(self, person: str | Path | None = None) -> None:
         """Render this person from now on: a name of the shared bundle's `persons/`, or a pack's folder; None for the

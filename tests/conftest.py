@@ -215,8 +215,11 @@ _TOY_GRAPHS: dict[str, tuple[str, dict[str, tuple[int, ...]]]] = {
 }
 
 
-def write_tiny_run(folder: Path, base_folder: Path, seed: int = 0, rank: int = 0) -> Path:
-    """Write what fine-tuning writes: poses, latents, a person and the record. rank: of low-rank updates; 0 for none."""
+def write_tiny_run(folder: Path, base_folder: Path, seed: int = 0, rank: int = 0, size: int = TINY_SIZE) -> Path:
+    """Write what fine-tuning writes: poses, latents, a person and the record. rank: of low-rank updates; 0 for none.
+
+    size: of frames, in pixels.
+    """
     import numpy as np
     import torch
 
@@ -235,14 +238,14 @@ def write_tiny_run(folder: Path, base_folder: Path, seed: int = 0, rank: int = 0
             (outputs, inputs), layer = weights[name].shape, name.removesuffix(".weight")
             changed[f"{layer}.lora_down.weight"] = 0.3 * torch.randn(rank, inputs, generator=generator)
             changed[f"{layer}.lora_up.weight"] = 0.3 * torch.randn(outputs, rank, generator=generator)
-    xy = random.uniform(0.2, 0.8, (1, 130, 2)) * TINY_SIZE + np.cumsum(random.normal(0, 0.6, (6, 1, 2)), axis=0)
-    track = PoseTrack(xy.astype(np.float32), np.ones((6, 130), np.float32), TINY_SIZE, TINY_SIZE)
-    patches = random.integers(0, 256, (6, TINY_SIZE // 8, TINY_SIZE // 8, 3), dtype=np.uint8)
+    xy = random.uniform(0.2, 0.8, (1, 130, 2)) * size + np.cumsum(random.normal(0, 0.6, (6, 1, 2)), axis=0)
+    track = PoseTrack(xy.astype(np.float32), np.ones((6, 130), np.float32), size, size)
+    patches = random.integers(0, 256, (6, size // 8, size // 8, 3), dtype=np.uint8)
     frames = torch.from_numpy(patches.repeat(8, axis=1).repeat(8, axis=2))
     record = {
         "base": {"source": str(base_folder), "controlnet": None, "sha256": base.sha256},
-        "width": TINY_SIZE,
-        "height": TINY_SIZE,
+        "width": size,
+        "height": size,
         "frames": 6,
         "fps": 25.0,
         "prompt": "a person",

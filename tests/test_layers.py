@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -103,9 +104,11 @@ with Session.open({str(tiny_bundle)!r}) as session:
 assert result.frames.shape[0] == 2 and result.frames.dtype == np.uint8
 print(sorted(set({NEVER_IN_RUNTIME!r}) & set(sys.modules)))
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    home = {**os.environ, "HOME": str(tmp_path)}  # where figures of engines are kept
+    done = subprocess.run([sys.executable, "-c", program], env=home, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "[]"
+    assert list(tmp_path.glob(".cache/posecrafter/engines/*.json"))
 
 
 def test_importing_the_runtime_loads_no_engine_and_no_video_library() -> None:

@@ -30,11 +30,15 @@ def export_command(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a bundle that is there.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the parity figures as JSON.")] = False,
 ) -> None:
-    """Merge what was learned, write ONNX graphs, and prove that they compute what PyTorch does."""
+    """Merge what was learned, write ONNX graphs, prove that they compute what PyTorch does, and time this machine's
+    engines on them."""
     from posecrafter.cli.bars import bars
+    from posecrafter.cli.speed import measured_folder
     from posecrafter.export.export import ExportOptions, export_bundle
     from posecrafter.export.shared import export_person
     from posecrafter.manifest import Manifest
+    from posecrafter.runtime import Bundle
+    from posecrafter.runtime.choose import choose
 
     known = cast("Precision", precision)  # ExportOptions refuses any other word
     options = ExportOptions(precision=known, max_frames=max_frames, shared=shared)
@@ -48,13 +52,16 @@ def export_command(
     with bars() as progress:
         bundle = export_bundle(run, out, base=base, options=options, overwrite=overwrite, progress=progress)
     manifest = Manifest.read(bundle)
+    choice = choose(Bundle.open(bundle), kept=measured_folder())
     if as_json:
-        typer.echo(json.dumps({"bundle": str(bundle), "parity": dict(manifest.parity)}))
+        told = {"engine": str(choice), "engine_why": choice.told}
+        typer.echo(json.dumps({"bundle": str(bundle), "parity": dict(manifest.parity), **told}))
         return
     size = sum(entry.bytes for entry in manifest.files.values()) / 2**20
     typer.echo(f"{bundle}: {len(manifest.files)} files, {size:.1f} MiB, {manifest.precision}")
     for name, figure in manifest.parity.items():
         typer.echo(f"parity {name:<24} {figure}")
+    typer.echo(f"engine auto takes here: {choice}: {choice.told}")
 
 
 def _show_person(folder: Path, as_json: bool) -> None:

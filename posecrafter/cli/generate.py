@@ -106,9 +106,11 @@ def generate_command(
             result = session.render(request, progress, preview=_shown_in(preview))
         _write_frames(out, result.frames, session.bundle.manifest.fps if fps is None else fps)
         seconds = {stage: round(value, 3) for stage, value in result.seconds.items()}
-        engine_used = f"{session.engine.name} on {session.engine.device}"
+        choice = session.choice
+        engine_used = f"{choice or session.engine.name} on {session.engine.device}"
         remember(session.bundle.manifest, result.plan, result.seconds, engine_used)
-        show({**result.plan.summary(), "engine": engine_used, "seconds": seconds, "out": str(out)}, as_json)
+        why = {} if choice is None else {"engine_why": choice.told}
+        show({**result.plan.summary(), "engine": engine_used, **why, "seconds": seconds, "out": str(out)}, as_json)
 
 
 def make_request(poses: Path, **options: Any) -> Request:
@@ -147,16 +149,15 @@ def _open(
         raise RequestError(
             "engine-option", f"engine '{engine}' takes neither --device nor --kernels; --engine torch does"
         )
+    from posecrafter.cli.speed import measured_folder
     from posecrafter.runtime import Session
-    from posecrafter.runtime.engines import choose_engine
     from posecrafter.runtime.engines.built import built_folders
 
-    if engine == "auto" and path.is_dir():
-        choice = choose_engine(path, precision)
-        for name, why in choice.passed_over.items():
-            if built_folders(path, name):
-                typer.echo(f"note: {choice.name} runs it, since {why}", err=True)
-    return Session.open(path, engine, threads, precision, cache)
+    session = Session.open(path, engine, threads, precision, cache, measured_folder())
+    for name, why in ({} if session.choice is None else session.choice.passed_over).items():
+        if built_folders(path, name):
+            typer.echo(f"note: {session.choice} runs it, since {why}", err=True)
+    return session
 
 
 def _shown_in(path: Path | None) -> Preview:

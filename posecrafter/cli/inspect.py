@@ -16,23 +16,31 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from posecrafter.manifest import Manifest
+    from posecrafter.runtime import Bundle
+    from posecrafter.runtime.engines import Choice
     from posecrafter.runtime.engines.built import Built
     from posecrafter.runtime.person import Pack
 
 
 def inspect_command(
     bundle: Annotated[Path, typer.Argument(help="The bundle's folder.")],
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Time this machine's CPU engines on it again, for --engine auto.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
 ) -> None:
-    """Verify every file of a bundle and show what it holds, its people, and what was compiled for which machine."""
+    """Verify every file of a bundle and show what it holds, its people, what was compiled for which machine, and the
+    engine that this one takes."""
     from posecrafter.runtime import Bundle
     from posecrafter.runtime.engines.built import Built
     from posecrafter.runtime.person import Pack
 
-    manifest = Bundle.open(bundle).manifest
-    people, engines = _people(bundle), _engines(bundle)
+    opened = Bundle.open(bundle)
+    manifest = opened.manifest
+    people, engines, auto = _people(bundle), _engines(bundle), _auto(opened, measure)
     if as_json:
-        typer.echo(json.dumps({**asdict(manifest), "persons": _plain(people), "engines": _plain(engines)}))
+        told = {"persons": _plain(people), "engines": _plain(engines), "auto": _plain({"": auto})[""]}
+        typer.echo(json.dumps({**asdict(manifest), **told}))
         return
     from rich.console import Console
     from rich.table import Table
@@ -46,6 +54,7 @@ def inspect_command(
         "training frames": f"{m.training_frames} at {m.fps:g} a second",
         "defaults": f"{m.defaults.steps} steps, guidance {m.defaults.guidance:g}, control {m.defaults.control_scale:g}",
         "pose style": m.pose_style,
+        "engine auto takes": auto if isinstance(auto, str) else f"{auto}: {auto.told}",
         **{f"parity: {name}": f"{value}" for name, value in m.parity.items()},
         **{name: f"{value}" for name, value in m.provenance.items()},
     }
@@ -66,7 +75,18 @@ def inspect_command(
             console.print(f"{name}: {refusal}", soft_wrap=True)
 
 
-def _plain(records: Mapping[str, Pack | Built | str]) -> dict[str, Any]:
+def _auto(bundle: Bundle, measure: bool) -> Choice | str:
+    """What "auto" takes on this machine, or in its place the reason why it takes nothing."""
+    from posecrafter.cli.speed import measured_folder
+    from posecrafter.runtime.choose import choose
+
+    try:
+        return choose(bundle, kept=measured_folder(), measuring="again" if measure else "never")
+    except EngineError as error:
+        return f"error[{error.code}]: {error.message}"
+
+
+def _plain(records: Mapping[str, Choice | Pack | Built | str]) -> dict[str, Any]:
     return {name: record if isinstance(record, str) else asdict(record) for name, record in records.items()}
 
 

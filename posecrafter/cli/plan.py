@@ -22,7 +22,7 @@ from posecrafter.cli.generate import (
     show,
     warn,
 )
-from posecrafter.errors import RequestError
+from posecrafter.errors import EngineError, RequestError
 
 if TYPE_CHECKING:
     from posecrafter.runtime import Bundle, Plan
@@ -64,7 +64,7 @@ def plan_command(
     if sheet is not None:
         _draw(sheet, plan, report, opened)
     warn(report.warnings)
-    values = {**plan.summary(), "warnings": list(report.warnings), **_time(plan, opened)}
+    values = {**plan.summary(), "warnings": list(report.warnings), **_time(plan, opened), **_engine(opened)}
     if as_json:
         show({**values, **report.summary()}, as_json=True)
     else:
@@ -78,6 +78,18 @@ def _time(plan: Plan, bundle: Bundle) -> dict[str, Any]:
     if speed is None:
         return {"seconds": None, "seconds_from": "no run on this machine yet"}
     return {"seconds": round(speed.seconds(plan), 1), "seconds_from": f"{speed.engine}, {speed.date}"}
+
+
+def _engine(bundle: Bundle) -> dict[str, Any]:
+    """What `generate` would take, as far as it can be known without running a network."""
+    from posecrafter.cli.speed import measured_folder
+    from posecrafter.runtime.choose import choose
+
+    try:
+        choice = choose(bundle, kept=measured_folder(), measuring="never")
+    except EngineError as error:
+        return {"engine": None, "engine_why": error.message}
+    return {"engine": str(choice), "engine_why": choice.told}
 
 
 def _words(report: Report) -> dict[str, str]:

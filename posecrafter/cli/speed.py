@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from posecrafter.errors import PoseCrafterError
 from posecrafter.files import write_json
+from posecrafter.runtime.engines.measured import KEPT
 
 if TYPE_CHECKING:
     from posecrafter.manifest import Manifest
@@ -34,9 +35,18 @@ class Speed:
         return self.evaluation * plan.evaluations + self.frame * plan.frames
 
 
+def cache_folder() -> Path:
+    """$XDG_CACHE_HOME/posecrafter, by default under ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "posecrafter"
+
+
 def cache_file() -> Path:
-    """$XDG_CACHE_HOME/posecrafter/speed.json, by default under ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "posecrafter" / "speed.json"
+    return cache_folder() / "speed.json"
+
+
+def measured_folder() -> Path:
+    """Where figures of this machine's engines are kept."""
+    return cache_folder() / KEPT.name
 
 
 def remember(manifest: Manifest, plan: Plan, seconds: dict[str, float], engine: str) -> None:

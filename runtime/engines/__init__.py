@@ -1,4 +1,4 @@
-"""Engines by name, and the choice that "auto" makes."""
+"""Engines by name, and which of them can run a bundle."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ from posecrafter.runtime.engines.cuda_device import device_target
 from posecrafter.runtime.engines.processor import has_bf16
 from posecrafter.runtime.engines.tensorrt_library import MODULES, load_library
 
-__all__ = ["ENGINES", "Buffer", "Choice", "Engine", "Graph", "choose_engine", "open_engine"]
+__all__ = ["CPU", "ENGINES", "Buffer", "Choice", "Engine", "Graph", "choose_engine", "open_engine", "runnable"]
 
 ENGINES = ("tensorrt", "tensorrt-rtx", "openvino", "onnxruntime")
-"""Engines that run a bundle from its folder, fastest first."""
+"""Engines that run a bundle from its folder, fastest first where nothing is measured."""
+
+CPU = ("openvino", "onnxruntime")
 
 _PRECISE = ("openvino",)
 """Engines that take a precision other than the bundle's."""
@@ -31,41 +33,67 @@ _WITHOUT_BF16 = (
 
 @dataclass(frozen=True)
 class Choice:
-    """The engine that "auto" takes, and why the faster ones were passed over: engine -> one line."""
+    """The engine that "auto" takes, and the precision that it is told, None for its default.
+
+    why: one line. passed_over: engine, or engine and precision -> why that one was not taken.
+    """
 
     name: str
+    precision: str | None = None
+    why: str = ""
     passed_over: Mapping[str, str] = field(default_factory=dict)
 
+    def __str__(self) -> str:
+        return " ".join(filter(None, (self.name, self.precision)))
 
-def choose_engine(folder: Path, precision: str | None = None) -> Choice:
-    """The fastest engine that is installed and can run the bundle in `folder`.
+    @property
+    def told(self) -> str:
+        """Why it is this one, and no other of the CPU's engines."""
+        return "; ".join([self.why, *(why for name, why in self.passed_over.items() if name.startswith(CPU))])
 
-    precision: one that the engine has to be able to be told. Raises: EngineError "engine-missing".
+
+def runnable(folder: Path, precision: str | None = None) -> tuple[list[str], dict[str, str]]:
+    """Engines that are installed and can run the bundle in `folder`, fastest first, and why the others cannot.
+
+    precision: one that the engine has to be able to be told.
     """
-    passed_over: dict[str, str] = {}
+    names, refused = [], {}
     for name in ENGINES:
         try:
             _check(name, folder)
             if precision is not None and name not in _PRECISE:
                 raise EngineError("engine-precision", f"{name} computes in the bundle's own precision")
-            if name == "openvino" and precision is None and find_spec("onnxruntime") is not None and not has_bf16():
-                raise EngineError("engine-slower", _WITHOUT_BF16)
         except EngineError as error:
-            passed_over[name] = error.message
-            continue
-        return Choice(name, passed_over)
-    raise EngineError("engine-missing", f"no engine can run {folder}: {'; '.join(passed_over.values())}")
+            refused[name] = error.message
+        else:
+            names.append(name)
+    return names, refused
+
+
+def choose_engine(folder: Path, precision: str | None = None) -> Choice:
+    """The engine for the bundle in `folder` where nothing is measured: by what is installed, and by the processor.
+
+    precision: one that the engine has to be able to be told. Raises: EngineError "engine-missing".
+    """
+    names, passed_over = runnable(folder, precision)
+    if not names:
+        raise EngineError("engine-missing", f"no engine can run {folder}: {'; '.join(passed_over.values())}")
+    if len(names) == 1:
+        return Choice(names[0], precision, "no other engine can run it here", passed_over)
+    if names[0] not in CPU:
+        return Choice(names[0], precision, "it was compiled for this machine's GPU", passed_over)
+    if has_bf16():
+        return Choice("openvino", precision, "this CPU multiplies bf16", passed_over)
+    return Choice("onnxruntime", precision, "this CPU multiplies no bf16", {**passed_over, "openvino": _WITHOUT_BF16})
 
 
 def open_engine(name: str, folder: Path, threads: int | None = None, precision: str | None = None) -> Engine:
-    """The engine `name` ("auto" or one of ENGINES) for the bundle in `folder`.
+    """The engine `name`, one of ENGINES, for the bundle in `folder`.
 
     threads: of a CPU engine; None for one a core. precision: of an engine's arithmetic, None for its default.
     Raises: EngineError "engine-unknown", "engine-missing", "engine-device", "engine-precision", "plan-missing",
     "plan-version", "plan-stale", "plan-target".
     """
-    if name == "auto":
-        name = choose_engine(folder, precision).name
     if name == "torch":
         raise EngineError("engine-unknown", "engine 'torch' runs a tuning run, not a bundle: give the run's folder")
     if name not in ENGINES:
@@ -73,7 +101,7 @@ def open_engine(name: str, folder: Path, threads: int | None = None, precision: 
     try:
         _check(name, folder)
     except EngineError as error:
-        raise EngineError(error.code, f"{error.message}{_instead(name, folder)}") from error
+        raise EngineError(error.code, f"{error.message}{_instead(folder)}") from error
     if precision is not None and name not in _PRECISE:
         raise EngineError(
             "engine-precision",
@@ -100,12 +128,11 @@ def _check(name: str, folder: Path) -> None:
     choose_target(records, device_target(), f"posecrafter compile {folder} --engine {name}")
 
 
-def _instead(name: str, folder: Path) -> str:
+def _instead(folder: Path) -> str:
     """What "auto" would take, for the end of a refusal."""
-    try:
-        return f". Here --engine auto takes {choose_engine(folder).name}"
-    except EngineError:
-        return ""
+    names, _ = runnable(folder)
+    able = names[:1] if names and names[0] not in CPU else names
+    return f". Here --engine auto takes {' or '.join(able)}" if able else ""
 
 
 def _open(name: str, folder: Path, threads: int | None, precision: str | None) -> Engine:

@@ -16,7 +16,7 @@ from posecrafter.export.export import ExportOptions, export_bundle, exported_cop
 from posecrafter.export.graphs import Graph
 from posecrafter.export.parity import relative_l2
 from posecrafter.export.reference import open_reference
-from posecrafter.export.tolerances import TOLERANCES
+from posecrafter.export.tolerances import BF16, TOLERANCES
 from posecrafter.files import read_json, write_json
 from posecrafter.finetune.base import Base
 from posecrafter.finetune.network import VideoUNet
@@ -63,6 +63,7 @@ def test_the_manifest_holds_parity_figures_within_their_bounds(tiny_bundle: Path
     graphs = ["pose_encoder", "denoiser", "denoiser, portable", "vae_decoder", "vae_decoder, portable", "text_encoder"]
     assert max(parity[name] for name in graphs) <= parity["bound_graph"] == TOLERANCES["fp32"].graph == 1e-4
     assert parity["latents"] <= parity["bound_latents"] == TOLERANCES["fp32"].latents == 1e-3
+    assert parity["bound_bf16"] == BF16 == 2e-2
 
 
 def test_the_manifest_names_no_local_path(tiny_bundle: Path, tiny_base: Path) -> None:
@@ -74,7 +75,7 @@ def test_the_manifest_names_no_local_path(tiny_bundle: Path, tiny_base: Path) ->
 def test_a_bundle_renders_what_the_reference_renders(tiny_run: Path, tiny_bundle: Path) -> None:
     poses = Bundle.open(tiny_bundle).poses[[0, 2, 4]]
     request = Request(poses=poses, steps=3)
-    with Session.open(tiny_bundle, threads=1) as session, open_reference(tiny_run) as reference:
+    with Session.open(tiny_bundle, "onnxruntime", threads=1) as session, open_reference(tiny_run) as reference:
         found, expected = session.render(request).frames, reference.render(request).frames
     assert np.abs(found.astype(int) - expected).max() <= 1
 

@@ -22,6 +22,7 @@ from posecrafter.files import read_json, write_json
 from posecrafter.manifest import FileEntry, Manifest
 from posecrafter.runtime import Bundle, Request, Session
 from posecrafter.runtime.low_rank import BASE, DOWN, UP, LowRank
+from posecrafter.runtime.measure import measure
 from posecrafter.runtime.person import WEIGHTS, Pack, read_person
 
 
@@ -67,6 +68,14 @@ def test_four_people_interleaved_render_as_pytorch_does_and_come_back_to_the_bit
             expected = reference.render(request).frames.astype(int)
         assert np.abs(first[name] - expected).max() <= 1, name
     assert np.abs(first["a"].astype(int) - first["b"]).max() > 20
+
+
+def test_engines_are_measured_on_a_shared_bundle_with_its_own_persons_weights(shared_bundle: Path) -> None:
+    found = measure(Bundle.open(shared_bundle), [("onnxruntime", None), ("openvino", None)], threads=1)
+    assert found.failed == {}
+    onnxruntime, openvino = found.figures
+    assert onnxruntime.error == 0 < openvino.error < 1e-4
+    assert min(onnxruntime.seconds, openvino.seconds) > 0
 
 
 def test_openvino_renders_a_shared_bundle_too(shared_bundle: Path) -> None:

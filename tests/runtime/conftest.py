@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from posecrafter.manifest import Defaults, Latents, Manifest, Range, Text
 from posecrafter.pose import PoseTrack
 from posecrafter.runtime import Bundle
+from posecrafter.runtime.engines import processor as processor_module
 from posecrafter.schedule import Schedule
 
 Eps = Callable[[np.ndarray, int, np.ndarray], np.ndarray]
@@ -63,6 +65,19 @@ class FakeEngine:
     def passes(self) -> list[tuple[int, int]]:
         """(frames, prompts) of every denoiser pass."""
         return [(shapes["x"][0], shapes["text"][0]) for name, shapes in self.calls if name == "denoiser"]
+
+
+@pytest.fixture
+def processor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], Path]:
+    """Let the processor seem to have these flags; returns the file that tells."""
+
+    def flags(words: str) -> Path:
+        path = tmp_path / "cpuinfo"
+        path.write_text(f"processor\t: 0\nmodel name\t: flags of amx_bf16\nflags\t\t: fpu avx2 {words}\n\n")
+        monkeypatch.setattr(processor_module, "CPUINFO", path)
+        return path
+
+    return flags
 
 
 @pytest.fixture

@@ -193,7 +193,7 @@ def test_an_engine_that_edits_keeps_the_latents_from_inversion_to_decoding(
 
 
 def test_an_exported_bundle_renders_and_a_changed_prompt_changes_the_picture(tiny_bundle: Path) -> None:
-    with Session.open(tiny_bundle) as session:
+    with Session.open(tiny_bundle, "onnxruntime") as session:
         poses = session.bundle.poses[:2]
         plain = session.render(Request(poses=poses, steps=2))
         stored = session.render(Request(poses=poses, steps=2, prompt=session.bundle.manifest.text.prompt))
@@ -205,7 +205,7 @@ def test_an_exported_bundle_renders_and_a_changed_prompt_changes_the_picture(tin
 @pytest.mark.parametrize("inversion", ["reference", "target"])
 def test_reference_inversion_of_equal_frames_equals_one_frame(tiny_bundle: Path, inversion: Any) -> None:
     """Where every target sees q_r, target mode inverts F equal frames: they must equal the one of reference mode."""
-    with Session.open(tiny_bundle) as session:
+    with Session.open(tiny_bundle, "onnxruntime") as session:
         still = session.bundle.poses[[2, 2, 2]]
         one = session.render(Request(poses=still[:1], steps=3, edit=())).frames
         many = session.render(Request(poses=still, steps=3, edit=(), inversion=inversion)).frames

@@ -25,12 +25,27 @@ def graphs(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("graphs")
-def test_export_writes_a_bundle_and_prints_its_parity(tiny_run: Path, tmp_path: Path) -> None:
+def test_export_writes_a_bundle_and_prints_its_parity_and_the_engine_that_generate_then_takes(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     done = CliRunner().invoke(app, ["export", str(tiny_run), "--out", str(tmp_path / "bundle"), "--json"])
     assert done.exit_code == 0, done.output
     report = json.loads(done.stdout.splitlines()[-1])
     assert report["bundle"] == str(tmp_path / "bundle")
     assert report["parity"]["denoiser"] <= report["parity"]["bound_graph"]
+    assert report["engine"].split()[0] in ("onnxruntime", "openvino")
+    assert "measured on" in report["engine_why"]
+    # What export measured is what the first `generate` goes by.
+    (kept,) = (tmp_path / "cache" / "posecrafter" / "engines").glob("*.json")
+    written, poses = kept.stat().st_mtime_ns, tmp_path / "bundle" / "person" / "poses.json"
+    words = ["generate", str(tmp_path / "bundle"), "--poses", str(poses), "--out", str(tmp_path / "out")]
+    done = CliRunner().invoke(app, [*words, "--steps", "1", "--no-cache", "--json"])
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert told["engine"] == f"{report['engine']} on cpu"
+    assert told["engine_why"] == report["engine_why"]
+    assert kept.stat().st_mtime_ns == written
 
 
 @pytest.mark.parametrize(

@@ -9,33 +9,15 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import typer
 from typer.testing import CliRunner
 
 from posecrafter.cli.finetune import finetune_command
 from posecrafter.errors import PoseCrafterError
-from posecrafter.pose import PoseTrack, write_poses
-from posecrafter.video import write_video
 
 FRAMES = 10
-
-
-@pytest.fixture(scope="session")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with video.mp4, 64x64, and poses.json: a bright square and two points that move with it."""
-    folder = tmp_path_factory.mktemp("clip")
-    frames = np.full((FRAMES, 64, 64, 3), 60, np.uint8)
-    xy, score = np.zeros((FRAMES, 130, 2), np.float32), np.zeros((FRAMES, 130), np.float32)
-    for index in range(FRAMES):
-        left = 10 + 3 * index
-        frames[index, 20:40, left : left + 16] = (230, 150, 90)
-        xy[index, :2] = (left + 8, 20), (left + 8, 40)
-        score[index, :2] = 1
-    write_video(folder / "video.mp4", frames, 25)
-    write_poses(folder / "poses.json", PoseTrack(xy, score, 64, 64))
-    return folder
+"""Of the clip."""
 
 
 @pytest.fixture

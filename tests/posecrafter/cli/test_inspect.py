@@ -12,6 +12,7 @@ from typer.testing import CliRunner, Result
 
 from posecrafter.cli import app
 from posecrafter.files import read_json, write_json
+from posecrafter.runtime import engines
 
 RTX, OPENVINO = "tensorrt-rtx-sm89", "openvino-"
 
@@ -72,6 +73,38 @@ def test_json_holds_the_manifest_and_every_engines_record(compiled: Path) -> Non
     (name,) = told["engines"].keys() - {RTX}
     assert name.startswith(OPENVINO)
     assert 0 < told["engines"][name]["parity"]["denoiser"] < 1e-2
+
+
+def test_auto_is_told_by_plan_and_inspect_once_it_was_measured_and_until_then_that_it_was_not(
+    toy_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    plan = ["plan", toy_bundle, "--poses", toy_bundle / "person" / "poses.json", "--json"]
+    for told in (json.loads(run("inspect", toy_bundle, "--json").stdout)["auto"], json.loads(run(*plan).stdout)):
+        assert "not measured yet" in told.get("why", told.get("engine_why"))
+    assert not (tmp_path / "cache").exists()
+    made = json.loads(run("inspect", toy_bundle, "--measure", "--json").stdout)["auto"]
+    assert made["name"] in ("onnxruntime", "openvino")
+    assert "measured on" in made["why"]
+    assert {"onnxruntime", "openvino"} - {made["name"]} <= made["passed_over"].keys()
+    (kept,) = (tmp_path / "cache" / "posecrafter" / "engines").glob("*.json")
+    assert json.loads(run("inspect", toy_bundle, "--json").stdout)["auto"] == made
+    told = json.loads(run(*plan).stdout)
+    assert told["engine"].split()[0] == made["name"]
+    assert told["engine_why"].startswith(made["why"])
+    assert made["why"] in " ".join(run("inspect", toy_bundle).stdout.split())
+    kept.write_text("{")
+    assert "not measured yet" in json.loads(run(*plan).stdout)["engine_why"]
+
+
+def test_where_no_engine_is_installed_plan_and_inspect_say_so(
+    toy_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engines, "find_spec", lambda name: None)
+    assert json.loads(run("inspect", toy_bundle, "--json").stdout)["auto"].startswith("error[engine-missing]")
+    told = json.loads(run("plan", toy_bundle, "--poses", toy_bundle / "person" / "poses.json", "--json").stdout)
+    assert told["engine"] is None
+    assert "pip install onnxruntime" in told["engine_why"]
 
 
 def test_an_engine_that_cannot_be_used_is_shown_with_the_reason(bundle: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -9,8 +10,7 @@ import pytest
 from posecrafter.errors import EngineError
 from posecrafter.runtime import engines
 from posecrafter.runtime.engines import choose_engine, open_engine
-from posecrafter.runtime.engines import processor as processor_module
-from posecrafter.runtime.engines.processor import has_bf16
+from posecrafter.runtime.engines.processor import describe_processor, has_bf16
 
 Hide = Callable[..., None]
 
@@ -25,26 +25,12 @@ def hide(monkeypatch: pytest.MonkeyPatch) -> Hide:
     return run
 
 
-@pytest.fixture
-def processor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], Path]:
-    """Let the processor seem to have these flags; returns the file that tells."""
-
-    def flags(words: str) -> Path:
-        path = tmp_path / "cpuinfo"
-        path.write_text(f"processor\t: 0\nmodel name\t: flags of amx_bf16\nflags\t\t: fpu avx2 {words}\n\n")
-        monkeypatch.setattr(processor_module, "CPUINFO", path)
-        return path
-
-    return flags
-
-
 @pytest.mark.parametrize("flag", ["amx_bf16", "avx512_bf16"])
 def test_auto_takes_openvino_on_a_cpu_that_multiplies_bf16(
     flag: str, toy_bundle: Path, processor: Callable[[str], Path]
 ) -> None:
     assert has_bf16(processor(f"avx512f {flag} amx_tile"))
     assert choose_engine(toy_bundle).name == "openvino"
-    assert open_engine("auto", toy_bundle).name == "openvino"
 
 
 def test_auto_takes_onnxruntime_on_a_cpu_that_does_not_and_says_why(
@@ -55,7 +41,13 @@ def test_auto_takes_onnxruntime_on_a_cpu_that_does_not_and_says_why(
     assert choice.name == "onnxruntime"
     assert "no bf16" in choice.passed_over["openvino"]
     assert "--engine openvino" in choice.passed_over["openvino"]
-    assert open_engine("auto", toy_bundle).name == "onnxruntime"
+
+
+def test_a_processor_is_described_by_its_name_and_the_instructions_that_multiply(tmp_path: Path) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text("processor\t: 0\nmodel name\t: A\nflags\t\t: fpu avx2 amx_bf16\n\nmodel name\t: B\n")
+    assert describe_processor(cpuinfo) == "A, amx_bf16, avx2"
+    assert describe_processor(tmp_path / "nothing") == platform.machine()
 
 
 def test_a_processor_that_nothing_tells_of_has_no_bf16(tmp_path: Path) -> None:
@@ -81,7 +73,8 @@ def test_auto_with_a_precision_takes_an_engine_that_can_be_told_one(
     toy_bundle: Path, processor: Callable[[str], Path]
 ) -> None:
     processor("")
-    assert open_engine("auto", toy_bundle, precision="fp32").name == "openvino"
+    choice = choose_engine(toy_bundle, precision="fp32")
+    assert (choice.name, choice.precision) == ("openvino", "fp32")
 
 
 def test_an_engine_that_is_not_installed_is_named_with_the_cure(toy_bundle: Path, hide: Hide) -> None:
@@ -93,7 +86,7 @@ def test_an_engine_that_is_not_installed_is_named_with_the_cure(toy_bundle: Path
     assert "--engine auto takes onnxruntime" in caught.value.message
     hide("openvino", "onnxruntime")
     with pytest.raises(EngineError) as caught:
-        open_engine("auto", toy_bundle)
+        choose_engine(toy_bundle)
     assert caught.value.code == "engine-missing"
     assert "pip install onnxruntime" in caught.value.message
 

@@ -74,7 +74,7 @@ def test_without_a_gpu_the_refusal_says_so_and_what_auto_takes(compiled: Path) -
     assert error.code == "engine-device"
     assert "no GPU 0" in error.message
     choice = choose_engine(compiled)
-    assert f"--engine auto takes {choice.name}" in error.message
+    assert "--engine auto takes openvino or onnxruntime" in error.message
     assert choice.name in ("openvino", "onnxruntime")
     assert "no GPU 0" in choice.passed_over[RTX]
 
