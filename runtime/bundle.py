@@ -16,6 +16,10 @@ from posecrafter.pose import PoseTrack, read_poses
 
 Floats = NDArray[np.float32]
 
+UNREADABLE = (SafetensorError, OSError, TypeError, AttributeError)
+"""What safetensors raises for a file that is none; the last two for types that numpy lacks if nobody taught it them:
+bfloat16, floats of 8 bits."""
+
 
 @dataclass(frozen=True)
 class Bundle:
@@ -74,9 +78,9 @@ def read_tensors(path: Path, *names: str) -> dict[str, Floats]:
     """Named tensors of a safetensors file, float32. Raises: BundleError "bundle-person"."""
     try:
         tensors = load_file(path)
-    except (SafetensorError, OSError) as error:
+    except UNREADABLE as error:
         raise BundleError("bundle-person", f"{path} is not a safetensors file ({error}); export it again") from error
-    missing = [name for name in names if name not in tensors]
+    missing = [name for name in names if name not in tensors or tensors[name].dtype.kind != "f"]
     if missing:
-        raise BundleError("bundle-person", f"{path} has no tensor {missing[0]!r}; export it again")
+        raise BundleError("bundle-person", f"{path} has no tensor {missing[0]!r} of floats; export it again")
     return {name: tensors[name].astype(np.float32, copy=False) for name in names}

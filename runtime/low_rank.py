@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from posecrafter.errors import BundleError
+from posecrafter.runtime.bundle import UNREADABLE
 
 BASE = "graphs/base.safetensors"
 """In a shared bundle: W of every matrix that low-rank tuning changes, "<graph>/<input>", in the bundle's precision."""
@@ -55,10 +56,23 @@ def multiply_out(path: Path, tensors: Mapping[str, NDArray[Any]], low_rank: LowR
                     told = "twice, in full and as factors" if name in full else "as factors, which the graphs do not"
                     raise BundleError("pack-weights", f"{path} has {name} {told}; export the person again")
                 pair = _pair(path, tensors, layer)
-                full[name] = _product(path, layer, file.get_tensor(name), pair, low_rank)
+                full[name] = _product(path, layer, _matrix(file, base, name), pair, low_rank)
     except (SafetensorError, OSError) as error:
         raise BundleError("bundle-person", f"{base} cannot be read ({error}); export the bundle again") from error
     return full
+
+
+def _matrix(file: Any, path: Path, name: str) -> NDArray[Any]:
+    try:
+        matrix: NDArray[Any] = file.get_tensor(name)
+        told = f"{matrix.dtype} {list(matrix.shape)}"
+        if matrix.ndim == 2 and matrix.dtype in (np.float16, np.float32):
+            return matrix
+    except UNREADABLE as error:
+        told = str(error)
+    raise BundleError(
+        "bundle-person", f"{path}: {name} is no matrix of float16 or float32 ({told}); export the bundle again"
+    )
 
 
 def _pair(path: Path, tensors: Mapping[str, NDArray[Any]], layer: str) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -80,7 +94,7 @@ def _product(
             f"takes {list(shapes[0])} and {list(shapes[1])}; export the person again",
         )
     wide = base.astype(np.float64)
-    wide += low_rank.scale * (up.astype(np.float64) @ down.astype(np.float64))
-    # By way of float32, as the exporter's merge goes: halves would otherwise round differently now and then.
-    with np.errstate(over="ignore"):  # what overflows is refused as not finite
+    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused by name
+        wide += low_rank.scale * (up.astype(np.float64) @ down.astype(np.float64))
+        # By way of float32, as the exporter's merge goes: halves would otherwise round differently now and then.
         return wide.astype(np.float32).astype(base.dtype, copy=False)

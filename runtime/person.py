@@ -15,7 +15,6 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from posecrafter.errors import BundleError
@@ -23,7 +22,7 @@ from posecrafter.fields import LARGEST_SIDE, as_object, read_fields
 from posecrafter.files import read_json, sha256_of, write_json
 from posecrafter.manifest import FileEntry, Manifest, read_entries
 from posecrafter.pose import read_poses
-from posecrafter.runtime.bundle import Bundle, read_tensors
+from posecrafter.runtime.bundle import UNREADABLE, Bundle, read_tensors
 from posecrafter.runtime.engines.base import Engine
 from posecrafter.runtime.engines.bound import BoundEngine, upload_weights
 from posecrafter.runtime.low_rank import BASE, LowRank, multiply_out
@@ -163,7 +162,7 @@ def read_weights(path: Path, manifest: Manifest, low_rank: LowRank | None = None
     """
     try:
         tensors = load_file(path)
-    except (SafetensorError, OSError) as error:
+    except UNREADABLE as error:
         raise BundleError("pack-weights", f"{path} is not a safetensors file ({error}); export it again") from error
     if low_rank is not None:
         if bundle is None or BASE not in manifest.files:

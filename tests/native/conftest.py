@@ -7,9 +7,11 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from multiprocessing import get_context
+from multiprocessing.managers import BaseManager
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +140,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--native-build", type=Path, help="test this build of the C++ library, as it is: one with sanitizers"
     )
+    parser.addoption(
+        "--native-preload", type=Path, help="what that build needs loaded before it: the sanitizer's runtime"
+    )
 
 
 def given_build(config: pytest.Config) -> Path | None:
@@ -145,14 +150,34 @@ def given_build(config: pytest.Config) -> Path | None:
     return folder.resolve() if folder else None
 
 
+class Beside(BaseManager):
+    """A Library in a process of its own."""
+
+    Library: Callable[[Path], Library]
+
+
+Beside.register("Library", Library)
+
+
 @pytest.fixture(scope="session")
-def library(native: Native, pytestconfig: pytest.Config) -> Library:
-    try:
-        return Library(native.build)
-    except OSError:
-        if given_build(pytestconfig) is None:
-            raise
-        pytest.skip("a library with sanitizers cannot be loaded into Python")
+def library(native: Native, pytestconfig: pytest.Config) -> Iterator[Library]:
+    preload = pytestconfig.getoption("--native-preload", default=None)
+    if preload is None:
+        try:
+            own = Library(native.build)
+        except OSError:
+            if given_build(pytestconfig) is None:
+                raise
+            pytest.skip("a library with sanitizers is loaded behind their runtime: name it in --native-preload")
+        yield own
+        return
+    manager = Beside(ctx=get_context("spawn"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "path", [*sys.path, str(ROOT)])  # where it finds this module
+        patch.setenv("LD_PRELOAD", str(preload))
+        manager.start()
+    yield manager.Library(native.build)
+    manager.shutdown()
 
 
 @pytest.fixture(scope="session")
@@ -253,6 +278,26 @@ def pocket_people(tmp_path_factory: pytest.TempPathFactory) -> Path:
         bundle = export_bundle(own, folder / "bundle", options=ExportOptions(shared=True))
         export_person(eve, bundle, "eve")
     return bundle
+
+
+@pytest.fixture(scope="session")
+def half_people(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A shared fp16 bundle that computes with the first row of every weight: "full" is full matrices, "thin" low-rank.
+
+    Not to be changed.
+    """
+    from posecrafter.bench.large import SD15
+    from posecrafter.bench.person_bundle import write_bundle
+    from posecrafter.runtime.low_rank import LowRank
+
+    small: dict[str, Any] = {
+        "block_out_channels": [64],
+        "down_block_types": ["CrossAttnDownBlock2D"],
+        "cross_attention_dim": 8,
+    }
+    # Factors of 0.02 each: this scale makes an update about as large as what it is added to.
+    people = {"full": None, "thin": LowRank(rank=3, scale=40.0)}
+    return write_bundle(tmp_path_factory.mktemp("half") / "bundle", {**SD15, **small}, people)
 
 
 def write_untuned_run(folder: Path, base: Any, seed: int) -> Path:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 
 from posecrafter.errors import PoseCrafterError
@@ -46,6 +47,13 @@ def list_file(name: str) -> Callable[[Path], None]:
 
 def shortened_header(data: bytes) -> bytes:
     return (len(data) * 2).to_bytes(8, "little") + data[8:]
+
+
+def retyped(data: bytes) -> bytes:
+    """Halves told as a type that numpy lacks."""
+    length = int.from_bytes(data[:8], "little")
+    header = data[8 : 8 + length].replace(b'"F16"', b'"BF16"')
+    return len(header).to_bytes(8, "little") + header + data[8 + length :]
 
 
 def overlapping(data: bytes) -> bytes:
@@ -129,6 +137,7 @@ MALFORMED: dict[str, Callable[[Path], Any]] = {
     "a header of noise": replace(LATENTS, lambda data: data[:9] + b"\xff" + data[10:]),
     "latents under another name": replace(LATENTS, lambda data: data.replace(b'"latents"', b'"natents"')),
     "another dtype": replace(LATENTS, lambda data: data.replace(b'"F16"', b'"F32"')),
+    "latents of bfloat16": replace(LATENTS, retyped),
     "another shape": replace(LATENTS, lambda data: data.replace(b"[4,4,8,8]", b"[4,4,4,8]")),
     "a transposed shape": replace(LATENTS, lambda data: data.replace(b"[4,4,8,8]", b"[4,8,4,8]")),
     "tensors that overlap": replace(TEXT, overlapping),
@@ -179,3 +188,31 @@ def test_a_malformed_bundle_has_one_code_in_both(name: str, library: Any, write_
     expected = python_code(folder)
     assert expected
     assert library.open(folder) == expected
+
+
+def test_a_version_of_lists_deeper_than_the_stack_is_refused(native: Any, tmp_path: Path) -> None:
+    """Python's own limit refuses it earlier, as no JSON that it can read."""
+    version = "[" * 200_000 + "]" * 200_000
+    (tmp_path / "manifest.json").write_text(f'{{"format": "posecrafter-bundle", "format_version": {version}}}')
+    assert native.dump(tmp_path)[0] == "bundle-format"
+    assert python_code(tmp_path) == "bundle-manifest"
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_a_graph_that_returns_halves_is_refused_and_not_read_as_floats(
+    engine: str, native: Any, toy_bundle: Path, tmp_path: Path
+) -> None:
+    """As floats they would reach beyond their end."""
+    folder = Path(shutil.copytree(toy_bundle, tmp_path / "bundle"))
+    path = folder / "graphs/vae_decoder.onnx"
+    model = onnx.load(path)
+    frames = model.graph.output[0]
+    frames.type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
+    model.graph.node[-1].output[0] = "wide"
+    model.graph.node.append(onnx.helper.make_node("Cast", ["wide"], [frames.name], to=onnx.TensorProto.FLOAT16))
+    onnx.save(model, path)
+    replace("graphs/vae_decoder.onnx", lambda data: data)(folder)
+    (tmp_path / "out").mkdir()
+    words = {"poses": folder / "person/poses.json", "out": tmp_path / "out", "threads": 1}
+    code, message = native.dump(folder, engine=engine, library=getattr(native, engine), **words)
+    assert (code, "float32" in message) == ("engine-run", True)

@@ -116,6 +116,13 @@ void ranges(Fixture& f) {
     refused("frames-differ", [](pc_request& r) { r.poses.frames = -1; });
     refused("frames-differ", [](pc_request& r) { r.image_frames = 2; });
     refused("poses-shape", [](pc_request& r) { r.poses.width = 0; });
+    refused("poses-shape", [](pc_request& r) { r.poses.frames = INT32_MAX; });
+    refused("poses-shape", [&](pc_request& r) {
+        r.poses.frames = 0;
+        r.control_images = f.frames.data();
+        r.image_frames = INT32_MAX;
+        r.reference = 0;
+    });
     refused("struct-size", [](pc_request& r) { r.struct_size = 0; });
     std::vector<float> nobody(3 * 390, 0.0F), broken = f.points;
     broken[7] = INFINITY;

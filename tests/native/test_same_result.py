@@ -144,6 +144,30 @@ def test_a_merged_bundle_plans_draws_and_renders_the_same(
     assert_same(TINY[name], engine, native, tiny_bundle, tmp_path)
 
 
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_a_low_rank_person_plans_draws_and_renders_the_same(
+    engine: str, native: Any, shared_bundle: Path, tmp_path: Path
+) -> None:
+    assert_same(Case(9, True, {"steps": 3}, "d"), engine, native, shared_bundle, tmp_path)
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_full_and_low_rank_people_in_half_precision_render_the_same(
+    engine: str, native: Any, half_people: Path, tmp_path: Path
+) -> None:
+    poses, people = half_people / "person/poses.json", ["", "thin", "full", "thin"]
+    others = native.render_people(people, half_people, poses, tmp_path / "native", engine, threads=1)
+    with Session.open(half_people, engine=engine, threads=1) as session:
+        for person, other in zip(people, others, strict=True):
+            session.load_person(person or None)
+            result, latents = latents_of(session, Request(poses=read_poses(poses)))
+            np.testing.assert_allclose(other["latents"], latents, atol=LATENTS, rtol=0, err_msg=person)
+            assert np.abs(other["frames"].astype(int) - result.frames).max() <= 1, person
+    np.testing.assert_array_equal(others[1]["latents"], others[3]["latents"])
+    for one, another in ((0, 1), (1, 2), (0, 2)):
+        assert np.abs(others[one]["latents"] - others[another]["latents"]).max() > 100 * LATENTS
+
+
 def test_four_sessions_in_four_threads_render_what_one_does(native: Any, tiny_bundle: Path, tmp_path: Path) -> None:
     case = TINY["nine frames, every copy inverted"]
     poses, _ = target(case, tiny_bundle, tmp_path)

@@ -127,10 +127,6 @@ std::optional<posecrafter::Canvas> canvas_of(std::int32_t width, std::int32_t he
 
 posecrafter::Track track_of(const pc_key_points& points) {
     need(points.points, "request.poses.points");
-    constexpr std::int32_t most = 1 << 20;
-    if (points.frames > most)
-        throw Error(Kind::pose, "poses-shape",
-                    text("poses has ", points.frames, " frames; at most ", most, " are taken"));
     const auto* first = reinterpret_cast<const posecrafter::KeyPoint*>(points.points);
     return {{first, first + std::size_t(points.frames) * posecrafter::key_points}, points.width, points.height};
 }
@@ -155,6 +151,10 @@ posecrafter::Request request_of(const pc_request& given) {
                     text("the request has ", given.poses.frames, " poses and ", given.image_frames,
                          " control images; give one of both for each frame, or only one kind"));
     request.frames = std::max(given.poses.frames, given.image_frames);
+    constexpr int most = 1 << 20;
+    if (request.frames > most)
+        throw Error(Kind::pose, "poses-shape",
+                    text("the request has ", request.frames, " frames; at most ", most, " are taken"));
     if (given.poses.frames > 0) request.poses = track_of(given.poses);
     request.images = given.control_images;
     request.reference = unless_default(given.reference);

@@ -21,7 +21,8 @@ void expect(const std::string& name, const Shape& found, const Shape& wanted) {
 Floats take(std::map<std::string, Floats>& tensors, const std::filesystem::path& path, const std::string& name) {
     const auto found = tensors.find(name);
     if (found == tensors.end())
-        throw Error(Kind::bundle, "bundle-person", text(path.string(), " has no tensor '", name, "'; export it again"));
+        throw Error(Kind::bundle, "bundle-person",
+                    text(path.string(), " has no tensor '", name, "' of floats; export it again"));
     return std::move(found->second);
 }
 

@@ -88,9 +88,10 @@ void read_provenance(const Json& object, Manifest& out) {
     if (base != object.end() && base->is_string()) out.base_sha256 = base->get<std::string>();
 }
 
-// A format version as Python prints it.
+// A format version as Python prints it. Lists in lists are not printed: that recurses as deep as they are.
 std::string version_text(const Json* version) {
-    return version ? version->dump() : "None";
+    if (!version) return "None";
+    return version->is_structured() ? version->type_name() : version->dump();
 }
 
 // Every file in the folders in which a bundle lists every file; a name with a dot in front is the system's.

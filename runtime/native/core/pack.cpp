@@ -46,18 +46,22 @@ void verify(const Pack& pack, const fs::path& folder, const std::string& name) {
                     text(file.string(), " was altered; copy the pack again or export it again"));
 }
 
+LowRank read_low_rank(const Json& object, const std::string& where) {
+    Fields fields(object, where + ": low_rank", "pack-format");
+    const LowRank out{static_cast<int>(fields.whole("rank", 1, largest_count)), fields.number("scale")};
+    fields.done();
+    return out;
+}
+
 }  // namespace
 
 Pack Pack::parse(std::string_view content, const std::string& name) {
     Json raw = Json::parse(content, nullptr, false);
     Fields fields(raw, name, "pack-format");
-    if (fields.string("format") == low_rank_format)
-        throw Error(Kind::bundle, "pack-format",
-                    name +
-                        " holds low-rank updates, which C++ does not multiply out; export the person again with "
-                        "--full-matrices");
-    if (fields.string("format") != format) fields.refuse("has another format than " + std::string(format));
+    const std::string known = fields.string("format");
+    if (known != format && known != low_rank_format) fields.refuse("has the unknown format '" + known + "'");
     Pack pack;
+    if (known == low_rank_format) pack.low_rank = read_low_rank(fields.at("low_rank"), name);
     pack.base_sha256 = fields.string("base_sha256");
     pack.prompt = fields.string("prompt");
     pack.training_frames = static_cast<int>(fields.whole("training_frames", 1, largest_count));

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <filesystem>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -13,12 +14,19 @@ namespace posecrafter {
 
 inline constexpr const char* weights_file = "weights.safetensors";
 
+// Of every update in a pack. rank: columns of `up`, rows of `down`. scale: alpha / rank.
+struct LowRank {
+    int rank = 0;
+    double scale = 0;
+};
+
 // person.json: whose base the pack belongs to, what a manifest says of one person, every other file's size and hash.
 struct Pack {
     std::string base_sha256, prompt;
     int training_frames = 0, width = 0, height = 0;
     double fps = 0;
     std::vector<FileEntry> files;
+    std::optional<LowRank> low_rank;  // of the updates among the weights; none where all are full matrices
 
     // Parses <folder>/person.json and checks the four files. Throws Error "pack-missing", "pack-format", "pack-hash".
     static Pack read(const std::filesystem::path& folder);

@@ -7,7 +7,7 @@
 
 #include "error.hpp"
 #include "files.hpp"
-#include "pack.hpp"
+#include "low_rank.hpp"
 
 namespace posecrafter {
 namespace {
@@ -63,8 +63,7 @@ void check(const Tensors& tensors, const InputShapes& wanted, const std::string&
 
 }  // namespace
 
-Bundle read_person(const Bundle& own, const std::filesystem::path& folder) {
-    const Pack pack = Pack::read(folder);
+Bundle read_person(const Bundle& own, const Pack& pack, const std::filesystem::path& folder) {
     if (pack.base_sha256 != own.manifest.base_sha256)
         throw Error(Kind::bundle, "pack-base",
                     text(folder.string(), " belongs to the base ", pack.base_sha256.substr(0, 12), ", the bundle to ",
@@ -79,10 +78,20 @@ Bundle read_person(const Bundle& own, const std::filesystem::path& folder) {
     return Bundle::with_person(own.folder, manifest, folder);
 }
 
-Bound upload_weights(Engine& engine, const std::filesystem::path& path, const Manifest& manifest) {
+Bound upload_weights(Engine& engine, const std::filesystem::path& path, const Bundle& bundle,
+                     const std::optional<LowRank>& low_rank) {
+    const Manifest& manifest = bundle.manifest;
     const auto content = read_file(path);
     if (!content) throw Error(Kind::bundle, "pack-weights", path.string() + " cannot be read; export the person again");
-    const Tensors tensors = find_tensors(*content, path.string(), "pack-weights");
+    Tensors tensors = find_tensors(*content, path.string(), "pack-weights");
+    std::deque<std::string> made;
+    if (low_rank) {
+        if (!manifest.lists(base_file))
+            throw Error(Kind::bundle, "bundle-file-missing",
+                        text("the bundle has no ", base_file, ", which ", path.string(),
+                             " builds on; export the bundle again, or the person with --full-matrices"));
+        made = multiply_out(tensors, *low_rank, bundle.folder / base_file, path.string());
+    }
     const bool half = manifest.precision == "fp16";
     check(tensors, wanted_by(manifest), half ? "F16" : "F32", path.string());
     Bound weights;

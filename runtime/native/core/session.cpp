@@ -6,7 +6,6 @@
 #include "draw.hpp"
 #include "error.hpp"
 #include "noise.hpp"
-#include "pack.hpp"
 
 namespace posecrafter {
 namespace {
@@ -33,7 +32,7 @@ Session::Session(const std::filesystem::path& folder, const EngineOptions& optio
 Session::Session(Bundle own, const EngineOptions& options) : engine_(options, own.folder, own.manifest) {
     Resident person{std::move(own), {}, {}};
     if (const Bundle& bundle = person.bundle; bundle.manifest.kind == "shared")
-        person.weights = upload_weights(engine_, bundle.folder / "person" / weights_file, bundle.manifest);
+        person.weights = upload_weights(engine_, bundle.folder / "person" / weights_file, bundle);
     now_ = &people_.emplace(std::nullopt, std::move(person)).first->second;
 }
 
@@ -45,9 +44,10 @@ void Session::load_person(const std::optional<std::string>& person) {
             throw Error(Kind::bundle, "bundle-merged",
                         text(own.folder.string(), " holds one merged person and cannot load '", *person,
                              "'; export it with --shared"));
-        const std::filesystem::path pack = find_pack(own.folder, *person);
-        Resident loaded{read_person(own, pack), {}, {}};
-        loaded.weights = upload_weights(engine_, pack / weights_file, own.manifest);
+        const std::filesystem::path folder = find_pack(own.folder, *person);
+        const Pack pack = Pack::read(folder);
+        Resident loaded{read_person(own, pack, folder), {}, {}};
+        loaded.weights = upload_weights(engine_, folder / weights_file, own, pack.low_rank);
         found = people_.emplace(person, std::move(loaded)).first;
     }
     now_ = &found->second;

@@ -38,7 +38,8 @@ class Session {
 
     // Render this person from now on: a name of the shared bundle's persons/, or a pack's folder; none for the bundle's
     // own. Who was loaded stays in the engine's memory, so coming back binds other tensors and nothing more. Throws
-    // Error "bundle-merged" and what find_pack, read_person and upload_weights throw; the session is then as it was.
+    // Error "bundle-merged" and what find_pack, Pack::read, read_person and upload_weights throw; the session is then
+    // as it was.
     void load_person(const std::optional<std::string>& person);
 
     Plan plan(const Request& request) const { return make_plan(request, bundle()); }

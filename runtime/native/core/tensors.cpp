@@ -1,13 +1,12 @@
 #include "tensors.hpp"
 
 #include <algorithm>
-#include <bit>
-#include <cmath>
 #include <cstring>
 #include <nlohmann/json.hpp>
 
 #include "error.hpp"
 #include "files.hpp"
+#include "half.hpp"
 
 namespace posecrafter {
 namespace {
@@ -36,7 +35,7 @@ struct Refusal {
 std::uint64_t width_of(const std::string& dtype) {
     if (dtype == "F64" || dtype == "I64" || dtype == "U64") return 8;
     if (dtype == "F32" || dtype == "I32" || dtype == "U32") return 4;
-    if (dtype == "F16" || dtype == "BF16" || dtype == "I16" || dtype == "U16") return 2;
+    if (dtype == "F16" || dtype == "I16" || dtype == "U16") return 2;
     if (dtype == "I8" || dtype == "U8" || dtype == "BOOL") return 1;
     return 0;
 }
@@ -66,18 +65,6 @@ Entry entry_of(const Refusal& refuse, const std::string& key, const Json& item, 
         out.end - out.begin != bytes)
         refuse("the offsets of " + key + " do not fit its shape");
     return out;
-}
-
-float from_half(std::uint16_t bits) {
-    const std::uint32_t sign = std::uint32_t(bits & 0x8000U) << 16;
-    const int exponent = (bits >> 10) & 31;
-    const std::uint32_t mantissa = bits & 1023U;
-    if (exponent == 0) {
-        const float tiny = std::ldexp(static_cast<float>(mantissa), -24);
-        return sign ? -tiny : tiny;
-    }
-    const std::uint32_t wide = exponent == 31 ? 255U : std::uint32_t(exponent - 15 + 127);
-    return std::bit_cast<float>(sign | (wide << 23) | (mantissa << 13));
 }
 
 template <class Word, class Convert>
@@ -119,15 +106,12 @@ std::map<std::string, Stored> find_tensors(std::string_view bytes, const std::st
 std::map<std::string, Floats> parse_tensors(std::string_view bytes, const std::string& name) {
     std::map<std::string, Floats> out;
     for (auto& [key, stored] : find_tensors(bytes, name, person_code)) {
-        if (stored.dtype[0] != 'F' && stored.dtype != "BF16") continue;
+        if (stored.dtype[0] != 'F') continue;
         Floats tensor{stored.shape, std::vector<float>(stored.data.size() / width_of(stored.dtype))};
         const char* start = stored.data.data();
         if (stored.dtype == "F32") widen<float>(start, tensor.values, [](float v) { return v; });
         if (stored.dtype == "F64") widen<double>(start, tensor.values, [](double v) { return static_cast<float>(v); });
         if (stored.dtype == "F16") widen<std::uint16_t>(start, tensor.values, from_half);
-        if (stored.dtype == "BF16")
-            widen<std::uint16_t>(start, tensor.values,
-                                 [](std::uint16_t v) { return std::bit_cast<float>(std::uint32_t(v) << 16); });
         out.emplace(key, std::move(tensor));
     }
     return out;

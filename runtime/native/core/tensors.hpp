@@ -24,10 +24,10 @@ struct Stored {
 };
 
 // Every tensor of a safetensors file by name. `name` stands for the file in errors.
-// Throws Error `code` for bytes that are not a whole safetensors file.
+// Throws Error `code` for bytes that are not a whole safetensors file, and for types that numpy lacks, as Python does.
 std::map<std::string, Stored> find_tensors(std::string_view bytes, const std::string& name, const char* code);
 
-// The tensors of a file by name, widened or narrowed to float32 (F64, F32, F16, BF16; others are left out).
+// The tensors of a file by name, widened or narrowed to float32 (F64, F32, F16; others are left out).
 // Throws Error "bundle-person" for anything that is not a whole safetensors file.
 std::map<std::string, Floats> read_tensors(const std::filesystem::path& path);
 // The same from bytes; `name` stands for the file in errors.

@@ -282,6 +282,10 @@ std::unique_ptr<Tensor> Graph::run(const char* const* names, const std::vector<T
     library.check(library.ov_tensor_get_shape(raw, &sides), "engine-run", what);
     const Shape shape(sides.dims, sides.dims + sides.rank);
     library.ov_shape_free(&sides);
+    std::size_t bytes = 0, numbers = 1;
+    for (const std::int64_t side : shape) numbers *= static_cast<std::size_t>(side);
+    library.check(library.ov_tensor_get_byte_size(raw, &bytes), "engine-run", what);
+    expect_floats(bytes / sizeof(float), numbers);  // a graph of another precision returns another type
     void* data = nullptr;
     library.check(library.ov_tensor_data(raw, &data), "engine-run", what);
     // A copy: the request's own tensor is overwritten by the next run, whose input this one may be.

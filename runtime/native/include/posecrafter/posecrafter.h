@@ -96,13 +96,14 @@ PC_API pc_status pc_close(pc_session** session);
  * MEMORY  The first call for a person verifies the pack, reads it and copies its weights to the engine; a later call
  * with the same text binds what is there, so that going from A to B and back costs nothing and renders A to the bit,
  *     whatever became of the folder. Everybody who was loaded stays in memory until the session is closed: his weights
- *     (the size of weights.safetensors), latents and inverted frames.
+ *     (a low-rank pack's are multiplied out to full matrices), latents and inverted frames.
  * AFTERWARDS  pc_describe tells of this person (width, height, training_frames, fps, prompt), and requests are planned
  *     for him: read it again before buffers are sized. Plans that were made before are not changed.
  *     After a refusal the session renders whom it rendered before.
  * Codes: "bundle-merged" (a merged bundle, and person is not NULL), "pack-missing" (nobody of that name, or a pack that
  * lacks a file), "pack-format", "pack-hash" (a file was altered), "pack-base" (made on another base), "pack-weights"
- * (tensors that the graphs do not take, or not finite), "bundle-person", "poses-json", "engine-memory",
+ * (tensors that the graphs do not take, or not finite), "bundle-file-missing" (a low-rank pack, and no base's matrices
+ * in the bundle), "bundle-person", "poses-json", "engine-memory",
  * "null-argument", "session-busy". */
 PC_API pc_status pc_load_person(pc_session* session, const char* person);
 
