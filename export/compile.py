@@ -90,8 +90,7 @@ def check_bundle(
         raise EngineError("engine-unknown", f"fusing is checked for {' and '.join(MODULES)}, not for {engine!r}")
     precision = _precision(manifest, options)
     trt, told = load_library(engine), {}
-    if options.plugins:
-        _plugins_hash(manifest)
+    _plugins(manifest, engine, options)
     for graph in GRAPHS:
         marked = tensorrt_copy(_source(bundle, graph, options), precision, options.accumulate)
         check_fusion(trt, graph, marked.model)
@@ -104,8 +103,7 @@ def _job(
 ) -> tuple[str, Mapping[str, Any], Write]:
     """The target's name, what a record must say to be up to date, and how to make it."""
     common = {"engine": engine, "sources": {graph: source_hash(manifest, graph) for graph in GRAPHS}}
-    if options.plugins and engine != "tensorrt":
-        raise EngineError("plugins-missing", f"{engine} takes no plugins; leave --plugins out, or compile for tensorrt")
+    plugins = _plugins(manifest, engine, options)
     if engine == "openvino":
         from posecrafter.export import openvino_blob
 
@@ -117,18 +115,16 @@ def _job(
     trt = load_library(engine)
     precision = _precision(manifest, options)
     target = _target(engine, options)
-    told: dict[str, Any] = {"accumulate": options.accumulate, "profiles": _profiles(manifest, options)}
     if options.plugins:
         from posecrafter.export.tensorrt_plugins import register_plugins  # Triton is asked for where it is needed
 
-        told["plugins"] = _plugins_hash(manifest)
         register_plugins(trt)
     wanted = {
         **common,
         "version": str(trt.__version__),
         "target": target,
         "precision": precision,
-        "options": told,
+        "options": {"accumulate": options.accumulate, "profiles": _profiles(manifest, options), **plugins},
     }
 
     def write(folder: Path, progress: Progress, cancel: Cancel | None) -> Built:
@@ -170,8 +166,13 @@ def _source(bundle: Path, graph: str, options: CompileOptions) -> Path:
     return bundle / "graphs" / f"{graph}{variant}.onnx"
 
 
-def _plugins_hash(manifest: Manifest) -> str:
-    """What tells one graph with plugins from another. Raises: ExportError "plugins-graph"."""
+def _plugins(manifest: Manifest, engine: str, options: CompileOptions) -> dict[str, str]:
+    """What a record says of plugins: the hash of their graph. Raises: EngineError "plugins-missing"; ExportError
+    "plugins-graph"."""
+    if not options.plugins:
+        return {}
+    if engine != "tensorrt":
+        raise EngineError("plugins-missing", f"{engine} takes no plugins; leave --plugins out, or compile for tensorrt")
     entry = manifest.files.get(f"graphs/denoiser.{PLUGINS}.onnx")
     if entry is None:
         raise ExportError(
@@ -179,7 +180,7 @@ def _plugins_hash(manifest: Manifest) -> str:
             "the bundle has no graph with plugins; run: posecrafter export --precision fp16 --plugins, or leave "
             "--plugins out",
         )
-    return entry.sha256
+    return {"plugins": entry.sha256}
 
 
 def _profiles(manifest: Manifest, options: CompileOptions) -> dict[str, list[str]]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import re
 
 import numpy as np
 import torch
@@ -26,7 +27,8 @@ def distance(op, build, dtype, target):
     assert driver.cuModuleLoadData(ctypes.byref(module), bare_ptx(made, "alone").encode()) == 0, build.name
     assert driver.cuModuleGetFunction(ctypes.byref(function), module, b"alone") == 0
     assert driver.cuFuncSetAttribute(function, MOST_SHARED, made.shared) == 0
-    heads, frames = sizes["HEADS"], sizes.get("R", 4) - 1
+    most = re.search(r"_f(\d+)_", build.name)
+    heads, frames = sizes["HEADS"], 3 if most is None else int(most[1]) - 1
     asked = {"prompts": 2, "frames": frames, "tokens": TOKENS, "keys": KEYS, "heads": heads, "head": sizes["D"]}
     inputs = op.inputs(asked, DTYPES[dtype], torch.Generator("cuda").manual_seed(1))
     if op is key_frame_attention:
