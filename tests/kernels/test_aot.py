@@ -76,7 +76,7 @@ def test_kernels_for_another_target_fit_it_and_spill_no_more_than_the_bound(targ
 
 def test_what_a_host_reads_is_enough_to_launch(built: Path) -> None:
     entry = next(entry for entry in entries(built / "hopper", 90) if entry["name"] == "key_frame_attention_d40_fp16")
-    assert [argument["type"] for argument in entry["arguments"]] == ["*fp16"] * 4 + ["i32"] * 2
+    assert [argument["type"] for argument in entry["arguments"]] == ["*fp16"] * 3 + ["i32"] * 2 + ["*fp16"]
     words = {**entry["constants"], **{argument["name"]: 0 for argument in entry["arguments"]}}
     for axis in entry["grid"]:
         used = {word for word in axis.replace("(", " ").replace(")", " ").split() if word.isidentifier()}
