@@ -15,6 +15,7 @@ from typing import Any
 from posecrafter.errors import EngineError, ExportError
 from posecrafter.export.fusion import check_fusion
 from posecrafter.export.options import CompileOptions
+from posecrafter.export.plugins import PLUGINS
 from posecrafter.export.profiles import make_profiles
 from posecrafter.export.tensorrt_graph import tensorrt_copy
 from posecrafter.export.tensorrt_plan import build_plan
@@ -54,8 +55,9 @@ def compile_bundle(
     """Build a bundle's graphs for `engine`: "tensorrt", "tensorrt-rtx" or "openvino".
 
     Raises: BundleError; EngineError "engine-unknown", "engine-missing", "engine-device", "engine-precision",
-    "plan-build", "attention-unfused"; ExportError "compile-range", "compile-precision", "compile-target",
-    "compile-busy", "cancelled"; PoseCrafterError "disk-full". Whatever is raised, the bundle stays as it was.
+    "plan-build", "attention-unfused", "plugins-missing"; ExportError "compile-range", "compile-precision",
+    "compile-target", "compile-busy", "plugins-graph", "plugins-frames", "cancelled"; PoseCrafterError "disk-full".
+    Whatever is raised, the bundle stays as it was.
     """
     bundle, options = Path(bundle), options or CompileOptions()
     manifest = Manifest.read(bundle)
@@ -88,8 +90,9 @@ def check_bundle(
         raise EngineError("engine-unknown", f"fusing is checked for {' and '.join(MODULES)}, not for {engine!r}")
     precision = _precision(manifest, options)
     trt, told = load_library(engine), {}
+    _plugins(manifest, engine, options)
     for graph in GRAPHS:
-        marked = tensorrt_copy(bundle / "graphs" / f"{graph}.onnx", precision, options.accumulate)
+        marked = tensorrt_copy(_source(bundle, graph, options), precision, options.accumulate)
         check_fusion(trt, graph, marked.model)
         told[graph] = {"fused": marked.fused, "decomposed": marked.decomposed}
     return told
@@ -100,6 +103,7 @@ def _job(
 ) -> tuple[str, Mapping[str, Any], Write]:
     """The target's name, what a record must say to be up to date, and how to make it."""
     common = {"engine": engine, "sources": {graph: source_hash(manifest, graph) for graph in GRAPHS}}
+    plugins = _plugins(manifest, engine, options)
     if engine == "openvino":
         from posecrafter.export import openvino_blob
 
@@ -111,12 +115,16 @@ def _job(
     trt = load_library(engine)
     precision = _precision(manifest, options)
     target = _target(engine, options)
+    if options.plugins:
+        from posecrafter.export.tensorrt_plugins import register_plugins  # Triton is asked for where it is needed
+
+        register_plugins(trt)
     wanted = {
         **common,
         "version": str(trt.__version__),
         "target": target,
         "precision": precision,
-        "options": {"accumulate": options.accumulate, "profiles": _profiles(manifest, options)},
+        "options": {"accumulate": options.accumulate, "profiles": _profiles(manifest, options), **plugins},
     }
 
     def write(folder: Path, progress: Progress, cancel: Cancel | None) -> Built:
@@ -134,9 +142,14 @@ def _write_plans(
     timings = Kept(folder / TIMING, origin) if wanted["engine"] == "tensorrt" else None
     graphs = {}
     for graph in GRAPHS:
-        source, start = bundle / "graphs" / f"{graph}.onnx", time.perf_counter()
+        source, start = _source(bundle, graph, options), time.perf_counter()
         marked = tensorrt_copy(source, wanted["precision"], options.accumulate)
         profiles = make_profiles(manifest, graph, options.frames, options.size)
+        if options.plugins and graph == "denoiser":
+            from posecrafter.export.tensorrt_plugins import place_plugins
+
+            most = max(profile.sizes["frames"][2] for profile in profiles)
+            place_plugins(marked.model, int(wanted["target"].removeprefix("sm")), most)
         plan = build_plan(trt, marked.model, source, profiles, capabilities, progress, cancel, timings)
         path = folder / f"{graph}.plan"
         path.write_bytes(memoryview(plan.data))
@@ -146,6 +159,28 @@ def _write_plans(
             Part(path.name, size, digest, profiles, seconds, plan.layers, marked.fused, marked.decomposed),
         )
     return Built(**wanted, graphs=graphs)
+
+
+def _source(bundle: Path, graph: str, options: CompileOptions) -> Path:
+    variant = f".{PLUGINS}" if options.plugins and graph == "denoiser" else ""
+    return bundle / "graphs" / f"{graph}{variant}.onnx"
+
+
+def _plugins(manifest: Manifest, engine: str, options: CompileOptions) -> dict[str, str]:
+    """What a record says of plugins: the hash of their graph. Raises: EngineError "plugins-missing"; ExportError
+    "plugins-graph"."""
+    if not options.plugins:
+        return {}
+    if engine != "tensorrt":
+        raise EngineError("plugins-missing", f"{engine} takes no plugins; leave --plugins out, or compile for tensorrt")
+    entry = manifest.files.get(f"graphs/denoiser.{PLUGINS}.onnx")
+    if entry is None:
+        raise ExportError(
+            "plugins-graph",
+            "the bundle has no graph with plugins; run: posecrafter export --precision fp16 --plugins, or leave "
+            "--plugins out",
+        )
+    return {"plugins": entry.sha256}
 
 
 def _profiles(manifest: Manifest, options: CompileOptions) -> dict[str, list[str]]:

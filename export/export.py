@@ -20,8 +20,9 @@ from posecrafter.export.graphs import Graph, make_graphs, make_ranges
 from posecrafter.export.nodes import place_nodes
 from posecrafter.export.options import ExportOptions
 from posecrafter.export.parity import Sample, check_parity
+from posecrafter.export.plugins import PLUGINS
 from posecrafter.export.run import FILES, Run
-from posecrafter.export.save import save_graph
+from posecrafter.export.save import save_graph, save_variant
 from posecrafter.export.shared import base_matrices, bound, pack_weights, personal_names, write_base
 from posecrafter.export.trace import trace, translate
 from posecrafter.files import atomic_folder
@@ -128,7 +129,7 @@ def _write_graphs(
     progress: Progress,
     cancel: Cancel | None,
 ) -> None:
-    ranges, done, total = make_ranges(base, options), 0, 3 * len(reference)
+    ranges, done, total = make_ranges(base, options), 0, 3 * len(reference) + options.plugins
 
     def report(what: str) -> None:
         nonlocal done
@@ -145,6 +146,10 @@ def _write_graphs(
         model = translate(graph, program, names.get(graph.name, ()))
         report(f"write {graph.name}")
         save_graph(model, folder, graph.name, cpu_copy=graph.name != "text_encoder")
+        if options.plugins and graph.name == "denoiser":
+            report("translate denoiser with plugins")
+            model = translate(graph, program, names.get(graph.name, ()), plugins=True)
+            save_variant(model, folder, graph.name, PLUGINS)
     progress("export", total, total)
 
 

@@ -166,6 +166,13 @@ def _onnx_transformer(
     return onnx_layers.transformer(x, text, named, groups, heads, depth, prompts, split)
 
 
+def _plugin_transformer(
+    x, text, weights, names: str, groups: int, heads: int, depth: int, prompts, frames, split: bool
+):  # fmt: skip
+    named = onnx_layers.named(names, weights)
+    return onnx_layers.transformer(x, text, named, groups, heads, depth, prompts, split, plugins=True)
+
+
 def _onnx_pooled_norm(x, weight, bias, groups: int, eps: float, outer):
     return onnx_layers.pooled_norm(x, weight, bias, groups, eps, outer)
 
@@ -181,3 +188,6 @@ ONNX_OF_NODES = {
     torch.ops.posecrafter.transformer.default: _onnx_transformer,
 }
 """How torch.onnx translates each node: its custom_translation_table."""
+
+PLUGINS_OF_NODES = ONNX_OF_NODES | {torch.ops.posecrafter.transformer.default: _plugin_transformer}
+"""The same with the nodes of plugins.py."""

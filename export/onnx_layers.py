@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from onnxscript import ir
 from onnxscript import opset23 as op
 
+from posecrafter.export.plugins import node, takes
+
 Weights = Mapping[str, ir.Value]
 """A layer's parameters by the names they have in its state dict."""
 
@@ -64,8 +66,10 @@ def res_block(x, time, weights: Weights, groups: int, eps: float, outer: ir.Valu
     return op.Add(conv(x, weights, "conv_shortcut", 0) if "conv_shortcut.weight" in weights else x, y)
 
 
-def transformer(x, text, weights: Weights, groups: int, heads: int, depth: int, prompts, split: bool):
-    """Transformer: x [F or B*F, C, h, w], text [B, T, D] -> [B*F, C, h, w]."""
+def transformer(
+    x, text, weights: Weights, groups: int, heads: int, depth: int, prompts, split: bool, plugins: bool = False
+):  # fmt: skip
+    """Transformer: x [F or B*F, C, h, w], text [B, T, D] -> [B*F, C, h, w]. plugins: with the nodes of plugins.py."""
     width, linear = weights["norm.weight"].shape[0], len(weights["proj_in.weight"].shape) == 2
     y = op.GroupNormalization(x, *_pair(weights, "norm"), num_groups=groups, epsilon=1e-6)
     y = y if linear else conv(y, weights, "proj_in", 0)
@@ -75,23 +79,25 @@ def transformer(x, text, weights: Weights, groups: int, heads: int, depth: int, 
     for index in range(depth):
         inside = f"transformer_blocks.{index}."
         part = {name.removeprefix(inside): value for name, value in weights.items() if name.startswith(inside)}
-        y = _block(y, text, part, heads, width, prompts, split or index > 0)
+        y = _block(y, text, part, heads, width, prompts, split or index > 0, plugins and takes(width, heads))
     y = _linear(y, weights, "proj_out") if linear else y
     y = op.Transpose(op.Reshape(y, op.Concat(ints(-1), sizes, ints(width), axis=0)), perm=[0, 3, 1, 2])
     y = y if linear else conv(y, weights, "proj_out", 0)
     return op.Add(x if split else _spread(x, prompts), y)
 
 
-def _block(x, text, weights: Weights, heads: int, width: int, prompts, split: bool):
+def _block(x, text, weights: Weights, heads: int, width: int, prompts, split: bool, plugins: bool):
     """TransformerBlock: x [F or B*F, n, C] -> [B*F, n, C]."""
     outer, dtype = prompts if split else 1, weights["norm1.weight"].dtype
 
-    def attention(name: str, queries, context):
+    def attention(name: str, queries, context, kernel="KeyFrameAttention"):
         """The four projections: queries [b, n, C], context [b, m, D]."""
         q, k, v = (
             _linear(y, weights, f"{name}.to_{part}") for y, part in ((queries, "q"), (context, "k"), (context, "v"))
         )
-        return _linear(_attend(q, k, v, heads, width, dtype), weights, f"{name}.to_out.0")
+        sizes = {"heads": heads, "width": width, "dtype": dtype}
+        met = node(kernel, q, k, v, **sizes) if plugins else _attend(q, k, v, **sizes)
+        return _linear(met, weights, f"{name}.to_out.0")
 
     def norm(y, name: str):
         return op.LayerNormalization(y, *_pair(weights, name), axis=-1, epsilon=1e-5)[0]
@@ -101,7 +107,9 @@ def _block(x, text, weights: Weights, heads: int, width: int, prompts, split: bo
     clip = op.Reshape(normed, op.Concat(_size(outer), ints(-1), op.Shape(normed, start=1), axis=0))
     first = op.Squeeze(op.Slice(clip, ints(0), ints(1), ints(1)), ints(1))
     update = op.Reshape(attention("attn1", op.Reshape(normed, _shape(outer, -1, width)), first), tokens)
-    if "attn_temp.to_q.weight" in weights:
+    if "attn_temp.to_q.weight" in weights and plugins:
+        update = op.Add(update, op.Reshape(attention("attn_temp", clip, clip, "TemporalAttention"), tokens))
+    elif "attn_temp.to_q.weight" in weights:
         places = op.Transpose(clip, perm=_SWAP)
         rows = op.Reshape(places, op.Concat(ints(-1), op.Shape(places, start=2), axis=0))
         y = op.Transpose(op.Reshape(attention("attn_temp", rows, rows), op.Shape(places)), perm=_SWAP)

@@ -17,6 +17,7 @@ import numpy as np
 from posecrafter.errors import EngineError, ExportError
 from posecrafter.export.graphs import Graph
 from posecrafter.export.options import Precision
+from posecrafter.export.plugins import PLUGINS
 from posecrafter.export.tolerances import BF16, TOLERANCES
 from posecrafter.framing import Framing
 from posecrafter.pose import PoseTrack, draw_poses
@@ -85,6 +86,8 @@ def check_parity(
         checks[name] = partial(_graph_distance, name, ours, theirs, sample, smallest)
         if (folder / "graphs" / f"{name}.cpu.onnx").is_file():
             checks[f"{name}, portable"] = partial(_graph_distance, name, portable, theirs, sample, smallest)
+        if (folder / "graphs" / f"{name}.{PLUGINS}.onnx").is_file():
+            checks[f"{name}, plugins"] = partial(_graph_distance, name, ours, theirs, sample, smallest, f".{PLUGINS}")
     checks["latents"] = partial(_latent_distance, ours, theirs, sample)
     try:
         for done, (name, distance) in enumerate(checks.items(), start=1):
@@ -115,8 +118,8 @@ def _checked(name: str, distance: Callable[[], float], limit: float, precision: 
     return float(f"{figure:.3g}")
 
 
-def _graph_distance(name: str, ours: Engine, theirs: Engine, sample: Sample, smallest: int) -> float:
-    """The largest relative distance over three sizes and all outputs."""
+def _graph_distance(name: str, ours: Engine, theirs: Engine, sample: Sample, smallest: int, variant: str = "") -> float:
+    """The largest relative distance over three sizes and all outputs. variant: of our graph, as its file is named."""
     high, wide = (min(cells, LARGEST) for cells in sample.latents.shape[2:])
     odd = smallest | 1
     cases = [(1, 1, high, wide), (3, 2, odd, odd + 3), (5, 3, high, wide)]
@@ -124,9 +127,9 @@ def _graph_distance(name: str, ours: Engine, theirs: Engine, sample: Sample, sma
     for frames, prompts, h, w in cases:
         inputs = _inputs(name, theirs, sample, frames, prompts, h, w)
         results = []
-        for engine in (ours, theirs):
+        for engine, graph in ((ours, name + variant), (theirs, name)):
             buffers = {key: engine.upload(np.ascontiguousarray(value)) for key, value in inputs.items()}
-            results.append({key: engine.download(v) for key, v in engine.load(name).run(buffers).items()})
+            results.append({key: engine.download(v) for key, v in engine.load(graph).run(buffers).items()})
         distances += [relative_l2(results[0][key], results[1][key]) for key in results[1]]
     return max(distances)
 

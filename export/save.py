@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hashlib import sha256
 from pathlib import Path
 
 from onnxscript import ir
@@ -26,3 +27,22 @@ def save_graph(model: ir.Model, folder: Path, name: str, cpu_copy: bool = False)
         copy = ir.load(folder / f"{name}.onnx")
         rewrite_attention(copy)
         ir.save(copy, folder / f"{name}.cpu.onnx")
+
+
+def save_variant(model: ir.Model, folder: Path, name: str, variant: str) -> None:
+    """Write `<name>.<variant>.onnx` beside the graph `name`, and read from its file the weights that both have."""
+    saved = ir.load(folder / f"{name}.onnx").graph.initializers.values()
+    there = {_content(value): value.const_value for value in saved if isinstance(value.const_value, ir.ExternalTensor)}
+    for value in model.graph.initializers.values():
+        same = there.get(_content(value))
+        if same is not None:
+            value.const_value = ir.ExternalTensor(
+                same.location, same.offset, same.length, same.dtype,
+                shape=same.shape, name=value.name, base_dir=same.base_dir,
+            )  # fmt: skip
+    ir.save(model, folder / f"{name}.{variant}.onnx")
+
+
+def _content(value: ir.Value) -> tuple[ir.DataType, tuple[int, ...], bytes]:
+    tensor = value.const_value
+    return tensor.dtype, tuple(tensor.shape), sha256(tensor.tobytes()).digest()

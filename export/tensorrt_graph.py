@@ -35,7 +35,7 @@ def tensorrt_copy(path: Path, precision: str, accumulate: str = "fp32") -> Marke
     if accumulate != "fp32":
         narrow_attention(model)
     if precision == "bf16":
-        to_bfloat(model)
+        retype(model, ir.DataType.BFLOAT16)
     fused, decomposed = mark_attention(model)
     return Marked(model, fused, decomposed)
 
@@ -73,20 +73,20 @@ def narrow_attention(model: ir.Model) -> int:
     return narrowed
 
 
-def to_bfloat(model: ir.Model) -> None:
-    """Make every fp16 tensor and cast of an exported graph bf16, in place."""
-    half, bfloat = ir.DataType.FLOAT16, ir.DataType.BFLOAT16
+def retype(model: ir.Model, dtype: ir.DataType) -> None:
+    """Make every fp16 tensor and cast of an exported graph `dtype`, another float, in place."""
+    half = ir.DataType.FLOAT16
     for node in model.graph:
         if node.op_type == "Cast" and node.attributes["to"].value == half:
-            node.attributes["to"] = ir.AttrInt64("to", bfloat)
+            node.attributes["to"] = ir.AttrInt64("to", dtype)
         for output in node.outputs:
             if output.dtype == half:
-                output.dtype = bfloat
+                output.dtype = dtype
     for value in model.graph.initializers.values():
         if value.dtype == half:
             wide = value.const_value.numpy().astype(np.float32)
-            value.const_value = ir.Tensor(wide.astype(bfloat.numpy()), dtype=bfloat, name=value.name)
-            value.dtype = bfloat
+            value.const_value = ir.Tensor(wide.astype(dtype.numpy()), dtype=dtype, name=value.name)
+            value.dtype = dtype
 
 
 def head_width(node: ir.Node) -> int:

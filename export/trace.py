@@ -19,7 +19,8 @@ from torch.export import ExportedProgram
 
 from posecrafter.errors import ExportError
 from posecrafter.export.graphs import Graph
-from posecrafter.export.nodes import ONNX_OF_NODES
+from posecrafter.export.nodes import ONNX_OF_NODES, PLUGINS_OF_NODES
+from posecrafter.export.plugins import add_bodies
 from posecrafter.manifest import Range
 
 OPSET = 23
@@ -65,10 +66,11 @@ def check_ranges(graph: Graph, program: ExportedProgram, ranges: Mapping[str, Ra
                 )
 
 
-def translate(graph: Graph, program: ExportedProgram, personal: Iterable[str] = ()) -> ir.Model:
+def translate(graph: Graph, program: ExportedProgram, personal: Iterable[str] = (), plugins: bool = False) -> ir.Model:
     """To opset 23, with constants folded, repeated arithmetic shared, and nothing left of who made it where.
 
-    personal: parameters that become inputs of the graph, before folding takes their names.
+    personal: parameters that become inputs of the graph, before folding takes their names. plugins: with plugins.py's
+    nodes.
     """
     with _quiet():
         exported = torch.onnx.export(
@@ -77,9 +79,10 @@ def translate(graph: Graph, program: ExportedProgram, personal: Iterable[str] = 
             opset_version=OPSET,
             optimize=False,
             verbose=False,
-            custom_translation_table=ONNX_OF_NODES,
+            custom_translation_table=PLUGINS_OF_NODES if plugins else ONNX_OF_NODES,
         )
     model = exported.model
+    add_bodies(model)
     promote(model, personal)
     optimizer.fold_constants(model)
     for clean in (

@@ -106,10 +106,30 @@ def compile_build(build: Build, target: int) -> Compiled:
     )
 
 
+def bare_ptx(compiled: Compiled, entry: str) -> str:
+    """The PTX under another entry name, whose parameters are `arguments` alone, for hosts that give it no more.
+
+    Raises: EngineError "kernel-build" where the code reads one of the trailing pointers.
+    """
+    declared = _declared(compiled.ptx, compiled.entry)
+    kept, dropped = declared[: len(compiled.arguments)], declared[len(compiled.arguments) :]
+    text = compiled.ptx.replace(",".join(declared), ",".join(kept))
+    if any(re.search(rf"\b{parameter.split()[-1]}\b", text) for parameter in dropped):
+        raise EngineError(
+            "kernel-build", f"{compiled.build.name} reads scratch memory, which its host will not give it"
+        )
+    return re.sub(rf"(?<![\w$]){re.escape(compiled.entry)}(?=_param_|\b)", entry, text)
+
+
 def _parameters(ptx: str, entry: str) -> int:
     """How many parameters the entry takes: Triton adds pointers to scratch memory behind those of the source."""
+    return len(_declared(ptx, entry))
+
+
+def _declared(ptx: str, entry: str) -> list[str]:
+    """The entry's parameters as its head declares them."""
     match = re.search(rf"\.entry {re.escape(entry)}\((.*?)\)", ptx, re.DOTALL)
-    return 0 if match is None else len(re.findall(r"\.param", match.group(1)))
+    return [] if match is None or not match.group(1).strip() else match.group(1).split(",")
 
 
 def mixed_halves(sass: str) -> list[str]:

@@ -71,7 +71,7 @@ def twin(
 
 
 @triton.jit(do_not_specialize=["rows", "per_slice"])
-def _measure(x_ptr, mean_ptr, square_ptr, rows, per_slice, C: tl.constexpr, ROWS: tl.constexpr,
+def _measure(x_ptr, rows, per_slice, mean_ptr, square_ptr, C: tl.constexpr, ROWS: tl.constexpr,
              CHANNELS: tl.constexpr):  # fmt: skip
     """Mean and squared deviations of each channel over one slice of one prompt's rows. x: [outer, rows, C].
 
@@ -140,7 +140,7 @@ def _combine(mean_ptr, square_ptr, weight_ptr, bias_ptr, add_ptr, scale_ptr, shi
 
 
 @triton.jit(do_not_specialize=["rows"])
-def _apply(x_ptr, scale_ptr, shift_ptr, out_ptr, rows, C: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
+def _apply(x_ptr, scale_ptr, shift_ptr, rows, out_ptr, C: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
            SILU: tl.constexpr):  # fmt: skip
     """One tile. The grid runs backwards: what `_measure` read last is still in the L2."""
     tile = tl.num_programs(0) - 1 - tl.program_id(0)
@@ -209,14 +209,14 @@ def launch(
     scale, shift = torch.empty((2, outer, channels), dtype=torch.float32, device=x.device)
     out, across = torch.empty_like(x), triton.cdiv(channels, CHANNELS)
     _measure[check_grid((slices, across, outer))](
-        x, mean, square, rows, per_slice, C=channels, ROWS=ROWS, CHANNELS=CHANNELS, num_warps=4, num_stages=2
+        x, rows, per_slice, mean, square, C=channels, ROWS=ROWS, CHANNELS=CHANNELS, num_warps=4, num_stages=2
     )
     _combine[check_grid((groups, outer))](
         mean, square, weight, bias, weight if add is None else add, scale, shift, rows, per_slice, slices, eps,
         C=channels, **combined(channels, groups), ADD=add is not None, num_warps=4, num_stages=1,
     )  # fmt: skip
     _apply[check_grid((triton.cdiv(rows, ROWS), across, outer))](
-        x, scale, shift, out, rows, C=channels, ROWS=ROWS, CHANNELS=CHANNELS, SILU=silu, num_warps=4, num_stages=1
+        x, scale, shift, rows, out, C=channels, ROWS=ROWS, CHANNELS=CHANNELS, SILU=silu, num_warps=4, num_stages=1
     )
     return out
 
@@ -278,7 +278,7 @@ def builds(dtype: str, target: int) -> Iterable[Build]:
     for c in (320, 640, 960, 1280, 1920, 2560):
         tile = {"C": c, "ROWS": ROWS, "CHANNELS": CHANNELS}
         yield Build(
-            f"group_norm_measure_c{c}_{dtype}", _measure, {"x_ptr": f"*{dtype}", **floats, **counts}, tile,
+            f"group_norm_measure_c{c}_{dtype}", _measure, {"x_ptr": f"*{dtype}", **counts, **floats}, tile,
             ("slices", "ceil(C / CHANNELS)", "prompts"), 4, 2,
         )  # fmt: skip
         yield Build(
@@ -289,7 +289,7 @@ def builds(dtype: str, target: int) -> Iterable[Build]:
         )  # fmt: skip
         yield Build(
             f"group_norm_apply_c{c}_{dtype}", _apply,
-            {"x_ptr": f"*{dtype}", **affine, "out_ptr": f"*{dtype}", "rows": "i32"}, {**tile, "SILU": True},
+            {"x_ptr": f"*{dtype}", **affine, "rows": "i32", "out_ptr": f"*{dtype}"}, {**tile, "SILU": True},
             ("ceil(rows / ROWS)", "ceil(C / CHANNELS)", "prompts"), 4, 1,
         )  # fmt: skip
 

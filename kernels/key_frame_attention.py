@@ -82,7 +82,7 @@ def meet(q0, q1, acc0, acc1, peak, total, k_ptr, v_ptr, keys, m, SCALE: tl.const
 
 
 @triton.jit(do_not_specialize=["rows", "m"])
-def _attention(q_ptr, k_ptr, v_ptr, out_ptr, rows, m, OUT: tl.constexpr, SCALE: tl.constexpr, HEADS: tl.constexpr,
+def _attention(q_ptr, k_ptr, v_ptr, rows, m, out_ptr, OUT: tl.constexpr, SCALE: tl.constexpr, HEADS: tl.constexpr,
                D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, M: tl.constexpr, N: tl.constexpr):  # fmt: skip
     """A block of M query rows of one head of one prompt. rows: F*n; m: keys; OUT: distance of two output rows."""
     C: tl.constexpr = HEADS * D
@@ -171,7 +171,7 @@ def launch(q: Tensor, k: Tensor, v: Tensor, heads: int, out: Tensor | None = Non
     block = tile(width // heads, capability(q))
     grid = check_grid((triton.cdiv(rows, block["M"]), prompts * heads))
     _attention[grid](
-        q, k, v, out, rows, keys, **constants(width // heads, heads, stride, block),
+        q, k, v, rows, keys, out, **constants(width // heads, heads, stride, block),
         num_warps=block["warps"], num_stages=block["stages"],
     )  # fmt: skip
     return out
@@ -230,13 +230,18 @@ def flops(sizes: Sizes) -> int:
 
 def builds(dtype: str, target: int) -> Iterable[Build]:
     """Stable Diffusion's three widths: 8 heads of 40, 80 and 160."""
-    pointers = dict.fromkeys(("q_ptr", "k_ptr", "v_ptr", "out_ptr"), f"*{dtype}")
     for d in (40, 80, 160):
-        block = tile(d, target)
-        yield Build(
-            f"key_frame_attention_d{d}_{dtype}", _attention, {**pointers, "rows": "i32", "m": "i32"},
-            constants(d, 8, 8 * d, block), ("ceil(rows / M)", "prompts * HEADS"), block["warps"], block["stages"],
-        )  # fmt: skip
+        yield build(d, 8, dtype, target)
+
+
+def build(d: int, heads: int, dtype: str, target: int) -> Build:
+    """For `heads` heads of d and an output of its own."""
+    block, half = tile(d, target), f"*{dtype}"
+    types = {**dict.fromkeys(("q_ptr", "k_ptr", "v_ptr"), half), "rows": "i32", "m": "i32", "out_ptr": half}
+    return Build(
+        f"key_frame_attention_d{d}_{dtype}", _attention, types, constants(d, heads, heads * d, block),
+        ("ceil(rows / M)", "prompts * HEADS"), block["warps"], block["stages"],
+    )  # fmt: skip
 
 
 KERNEL = Kernel(

@@ -16,7 +16,8 @@ Inputs = dict[str, Any]
 class Build:
     """One compilation of one Triton function.
 
-    types: each run-time argument in order, in Triton's words ("*fp16", "i32"); pointers are 16-byte aligned.
+    types: each run-time argument in order, in Triton's words ("*fp16", "i32"); pointers are 16-byte aligned. Where the
+    function can be a TensorRT plugin, inputs come first, then integers, then outputs.
     constants: compile-time arguments. grid: its axes as expressions of the sizes, for a host that launches it.
     """
 

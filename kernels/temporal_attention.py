@@ -56,7 +56,7 @@ def twin(q: Tensor, k: Tensor, v: Tensor, heads: int, frames: int) -> Tensor:
 
 
 @triton.jit(do_not_specialize=["frames", "lanes"])
-def _few(q_ptr, k_ptr, v_ptr, out_ptr, frames, lanes, OUT: tl.constexpr, SCALE: tl.constexpr, HEADS: tl.constexpr,
+def _few(q_ptr, k_ptr, v_ptr, frames, lanes, out_ptr, OUT: tl.constexpr, SCALE: tl.constexpr, HEADS: tl.constexpr,
          D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, L: tl.constexpr, R: tl.constexpr):  # fmt: skip
     """L lanes of one prompt, each with its R >= F frames: products of small matrices, batched over lanes.
 
@@ -90,7 +90,7 @@ def _few(q_ptr, k_ptr, v_ptr, out_ptr, frames, lanes, OUT: tl.constexpr, SCALE: 
 
 
 @triton.jit(do_not_specialize=["frames", "lanes"])
-def _many(q_ptr, k_ptr, v_ptr, out_ptr, frames, lanes, OUT: tl.constexpr, SCALE: tl.constexpr, HEADS: tl.constexpr,
+def _many(q_ptr, k_ptr, v_ptr, frames, lanes, out_ptr, OUT: tl.constexpr, SCALE: tl.constexpr, HEADS: tl.constexpr,
           D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, Q: tl.constexpr, R: tl.constexpr):  # fmt: skip
     """Q frames of one lane of one prompt against all frames, R at a time: ordinary matrices, which Hopper's wide
     instructions take, and the running softmax of key_frame_attention.
@@ -174,7 +174,7 @@ def launch(q: Tensor, k: Tensor, v: Tensor, heads: int, frames: int, out: Tensor
     else:
         kernel, grid = _many, (lanes, prompts, triton.cdiv(frames, block["Q"]))
     kernel[check_grid(grid)](
-        q, k, v, out, frames, lanes, **constants(d, heads, stride, block),
+        q, k, v, frames, lanes, out, **constants(d, heads, stride, block),
         num_warps=block["warps"], num_stages=block["stages"],
     )  # fmt: skip
     return out
@@ -222,17 +222,20 @@ def flops(sizes: Sizes) -> int:
 
 def builds(dtype: str, target: int) -> Iterable[Build]:
     """Stable Diffusion's three widths, each for up to 16, 32, 64 and 128 frames."""
-    pointers = dict.fromkeys(("q_ptr", "k_ptr", "v_ptr", "out_ptr"), f"*{dtype}")
     for d in (40, 80, 160):
         for frames in (16, 32, 64, 128):
-            block = tile(d, frames)
-            few = frames <= FEW
-            yield Build(
-                f"temporal_attention_d{d}_f{frames}_{dtype}", _few if few else _many,
-                {**pointers, "frames": "i32", "lanes": "i32"}, constants(d, 8, 8 * d, block),
-                ("ceil(lanes / L)", "prompts") if few else ("lanes", "prompts", "ceil(frames / Q)"),
-                block["warps"], block["stages"],
-            )  # fmt: skip
+            yield build(d, 8, frames, dtype)
+
+
+def build(d: int, heads: int, frames: int, dtype: str) -> Build:
+    """For `heads` heads of d, up to `frames` frames and an output of its own."""
+    block, few, half = tile(d, frames), frames <= FEW, f"*{dtype}"
+    types = {**dict.fromkeys(("q_ptr", "k_ptr", "v_ptr"), half), "frames": "i32", "lanes": "i32", "out_ptr": half}
+    return Build(
+        f"temporal_attention_d{d}_f{frames}_{dtype}", _few if few else _many, types,
+        constants(d, heads, heads * d, block),
+        ("ceil(lanes / L)", "prompts") if few else ("lanes", "prompts", "ceil(frames / Q)"), block["warps"], block["stages"],
+    )  # fmt: skip
 
 
 KERNEL = Kernel(

@@ -81,7 +81,7 @@ def _meet(q_ptr, k_ptr, at, inside, frames, SCALE: tl.constexpr, D: tl.constexpr
 
 
 @triton.jit(do_not_specialize=["frames", "tokens"])
-def _project(q_ptr, k_ptr, v_ptr, weight_ptr, bias_ptr, residual_ptr, out_ptr, frames, tokens, OUT: tl.constexpr,
+def _project(q_ptr, k_ptr, v_ptr, weight_ptr, bias_ptr, residual_ptr, frames, tokens, out_ptr, OUT: tl.constexpr,
              ROW: tl.constexpr, SCALE: tl.constexpr, HEADS: tl.constexpr, C: tl.constexpr, C0: tl.constexpr,
              C1: tl.constexpr, D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, L: tl.constexpr,
              R: tl.constexpr):  # fmt: skip
@@ -193,7 +193,7 @@ def launch(
     block = tile(width // heads, width, frames)
     grid = check_grid((triton.cdiv(tokens, block["L"]), q.shape[0] // frames))
     _project[grid](
-        *tensors.values(), frames, tokens, **constants(width // heads, heads, *rows, block),
+        q, k, v, weight, bias, residual, frames, tokens, out, **constants(width // heads, heads, *rows, block),
         num_warps=block["warps"], num_stages=1,
     )  # fmt: skip
     return out
@@ -256,14 +256,14 @@ def flops(sizes: Sizes) -> int:
 
 def builds(dtype: str, target: int) -> Iterable[Build]:
     """The pocket's two widths and the widest, each for up to 16 and 32 frames."""
-    names = ("q_ptr", "k_ptr", "v_ptr", "weight_ptr", "bias_ptr", "residual_ptr", "out_ptr")
+    names, half = ("q_ptr", "k_ptr", "v_ptr", "weight_ptr", "bias_ptr", "residual_ptr"), f"*{dtype}"
+    types = {**dict.fromkeys(names, half), "frames": "i32", "tokens": "i32", "out_ptr": half}
     for heads, d in ((4, 16), (4, 32), (8, 32)):
         width = heads * d
         for frames in (16, 32):
             block = tile(d, width, frames)
             yield Build(
-                f"temporal_projection_c{width}_f{frames}_{dtype}", _project,
-                {**dict.fromkeys(names, f"*{dtype}"), "frames": "i32", "tokens": "i32"},
+                f"temporal_projection_c{width}_f{frames}_{dtype}", _project, types,
                 constants(d, heads, width, width, block), ("ceil(tokens / L)", "prompts"), block["warps"], 1,
             )  # fmt: skip
 

@@ -34,6 +34,9 @@ def compile_command(
     accumulate: Annotated[
         str, typer.Option("--accumulate", help="fp32, or fp16 for faster and less exact half-precision attention.")
     ] = "fp32",
+    plugins: Annotated[
+        bool, typer.Option("--plugins", help="For tensorrt: our kernels in the denoiser, as export --plugins wrote it.")
+    ] = False,
     check: Annotated[
         bool, typer.Option("--check", help="Only prove that every attention fuses; build nothing.")
     ] = False,
@@ -51,6 +54,7 @@ def compile_command(
         frames=_counts(frames),
         size=parse_size("--size", size) if size else None,
         accumulate=accumulate,
+        plugins=plugins,
     )
     if check:
         _show_check(check_bundle(bundle, engine, options), as_json)

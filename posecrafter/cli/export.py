@@ -27,6 +27,10 @@ def export_command(
     full_matrices: Annotated[
         bool, typer.Option("--full-matrices", help="With --person: merge low-rank updates now, not when loaded.")
     ] = False,
+    plugins: Annotated[
+        bool,
+        typer.Option("--plugins", help="Also write the denoiser with our kernels as nodes, for compile --plugins."),
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a bundle that is there.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the parity figures as JSON.")] = False,
 ) -> None:
@@ -41,7 +45,7 @@ def export_command(
     from posecrafter.runtime.choose import choose
 
     known = cast("Precision", precision)  # ExportOptions refuses any other word
-    options = ExportOptions(precision=known, max_frames=max_frames, shared=shared)
+    options = ExportOptions(precision=known, max_frames=max_frames, shared=shared, plugins=plugins)
     if person is not None:
         with bars() as progress:
             pack = export_person(

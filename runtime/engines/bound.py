@@ -32,8 +32,9 @@ class BoundEngine:
         self._engine, self._weights = engine, weights
 
     def load(self, graph: str) -> Graph:
-        loaded = self._engine.load(graph)
-        return BoundGraph(loaded, self._weights[graph]) if graph in self._weights else loaded
+        """Load a graph or a variant of it, such as "denoiser.plugins", which has the graph's weights."""
+        loaded, weights = self._engine.load(graph), self._weights.get(graph.partition(".")[0])
+        return loaded if weights is None else BoundGraph(loaded, weights)
 
     def upload(self, array: NDArray[Any]) -> Buffer:
         return self._engine.upload(array)

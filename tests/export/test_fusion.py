@@ -17,7 +17,7 @@ from posecrafter.export.fusion import Shape, attention_shapes, check_fusion, sin
 from posecrafter.export.graphs import make_graphs, make_ranges
 from posecrafter.export.options import ExportOptions
 from posecrafter.export.save import save_graph
-from posecrafter.export.tensorrt_graph import mark_attention, narrow_attention, tensorrt_copy, to_bfloat
+from posecrafter.export.tensorrt_graph import mark_attention, narrow_attention, retype, tensorrt_copy
 from posecrafter.export.tensorrt_plan import build_plan
 from posecrafter.export.trace import trace, translate
 from posecrafter.finetune.base import load_base
@@ -97,7 +97,7 @@ def test_narrowing_removes_the_casts_and_computes_in_half() -> None:
 def test_bf16_takes_the_place_of_fp16_in_weights_casts_and_values(toy_bundle: Path) -> None:
     path = toy_bundle / "graphs" / "denoiser.onnx"
     model = ir.load(path)
-    to_bfloat(model)
+    retype(model, ir.DataType.BFLOAT16)
     proto = ir.to_proto(model)
     kinds = {tensor.name: tensor.data_type for tensor in proto.graph.initializer}
     assert onnx.TensorProto.FLOAT16 not in kinds.values()

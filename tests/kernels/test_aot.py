@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from posecrafter.kernels import KERNELS
 from posecrafter.kernels.aot import builds, main
 from posecrafter.kernels.compile import MOST_STACK, SHARED, TARGETS, mixed_halves
+from posecrafter.kernels.tolerances import TOLERANCES
 
 HOPPER = "key_frame_attention_d(40|160)_|temporal_attention_(d40_f16|d160_f128)_|norm_.*_c320_"
 HOPPER += "|guidance_step_b2_|warp_latents_bilinear_|temporal_projection_c(64_f16|256_f32)_"
@@ -74,7 +76,7 @@ def test_kernels_for_another_target_fit_it_and_spill_no_more_than_the_bound(targ
 
 def test_what_a_host_reads_is_enough_to_launch(built: Path) -> None:
     entry = next(entry for entry in entries(built / "hopper", 90) if entry["name"] == "key_frame_attention_d40_fp16")
-    assert [argument["type"] for argument in entry["arguments"]] == ["*fp16"] * 4 + ["i32"] * 2
+    assert [argument["type"] for argument in entry["arguments"]] == ["*fp16"] * 3 + ["i32"] * 2 + ["*fp16"]
     words = {**entry["constants"], **{argument["name"]: 0 for argument in entry["arguments"]}}
     for axis in entry["grid"]:
         used = {word for word in axis.replace("(", " ").replace(")", " ").split() if word.isidentifier()}
@@ -117,6 +119,19 @@ def test_what_cannot_be_built_is_one_line_and_leaves_nothing(
 
 def test_a_bundle_gets_its_kernels_among_its_engines(built: Path) -> None:
     assert [entry["name"] for entry in entries(built / "bundle/engines", 90)] == ["guidance_step_b1_fp16"]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_ptx_without_the_trailing_pointers_is_launched_by_the_driver_and_is_the_truth() -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    words = [sys.executable, "-P", str(Path(__file__).parent / "bare_launch.py")]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    distances = json.loads(done.stdout)
+    assert len(distances) == 30
+    for name, distance in distances.items():
+        assert distance <= TOLERANCES[torch.float16 if name.endswith("fp16") else torch.bfloat16].relative
 
 
 @pytest.mark.slow
