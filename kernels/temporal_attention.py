@@ -234,7 +234,8 @@ def build(d: int, heads: int, frames: int, dtype: str) -> Build:
     return Build(
         f"temporal_attention_d{d}_f{frames}_{dtype}", _few if few else _many, types,
         constants(d, heads, heads * d, block),
-        ("ceil(lanes / L)", "prompts") if few else ("lanes", "prompts", "ceil(frames / Q)"), block["warps"], block["stages"],
+        ("ceil(lanes / L)", "prompts") if few else ("lanes", "prompts", "ceil(frames / Q)"),
+        block["warps"], block["stages"],
     )  # fmt: skip
 
 
