@@ -82,7 +82,7 @@ def test_the_network_hands_the_kernels_what_they_accept(
     graph = graphs["denoiser"]
     calls = watched(monkeypatch, checked)
     placed = fused.place_kernels(copy.deepcopy(graph.module)).half()
-    run_torch(placed, graph.example({"frames": 3, "prompts": 2, "h": 5, "w": 9}))
+    run_torch(placed, graph.example({"frames": 4, "prompts": 2, "h": 5, "w": 9}))
     assert [name for name, count in calls.items() if count == 0] == ["warp_latents"]
 
 
@@ -92,7 +92,7 @@ def test_the_network_on_interpreted_kernels_equals_the_plain_one(
 ) -> None:
     """In fp16, with every op's Triton kernel interpreted."""
     graph = make_graphs(smallest)["denoiser"]
-    inputs = graph.example({"frames": 3, "prompts": 2, "h": 4, "w": 4})
+    inputs = graph.example({"frames": 4, "prompts": 2, "h": 4, "w": 4})
     expected = run_torch(graph.module, inputs)
     watched(monkeypatch, lambda name, arguments: KERNELS[name].launch(*arguments))
     found = run_torch(fused.place_kernels(graph.module).half(), inputs)
