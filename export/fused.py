@@ -20,6 +20,10 @@ from posecrafter.kernels.key_frame_attention import key_frame_attention
 from posecrafter.kernels.temporal_attention import temporal_attention
 from posecrafter.kernels.temporal_projection import pays, temporal_projection
 
+ROWS = 65536
+"""Tokens that go through a feed-forward at a time, far more than keep a GPU busy. Its inner layer is eight times as wide
+as they are: for all tokens of a long pass at once it would need more memory than anything else."""
+
 
 class FusedNorm(nn.Module):
     """A GroupNorm, pooled where it is given a fold and per frame where not; with SiLU where its user wants it."""
@@ -50,7 +54,7 @@ class FusedResBlock(nn.Module):
         assert time.shape[0] == 1
         y = self.conv1(self.norm1(x, fold, silu=True))
         y = self.conv2(self.norm2(y, fold, silu=True, add=self.time_emb_proj(F.silu(time))[0]))
-        return y + (x if self.conv_shortcut is None else self.conv_shortcut(x))
+        return y.add_(x if self.conv_shortcut is None else self.conv_shortcut(x))
 
 
 class Queries(nn.Module):
@@ -97,7 +101,10 @@ class FusedTransformerBlock(nn.Module):
         """x: [F or B*F, n, C], overwritten in a narrow network; text: [B, T, D] -> [B*F, n, C]."""
         x = fold.spread(self._see_frames(x, fold))
         x = x + self.text_out(self.attn2.key_frame(self.norm2(x), text))
-        return x + self.ff(self.norm3(x))
+        rows = x.flatten(0, 1)
+        for part in rows.chunk(-(-len(rows) // ROWS)):
+            part += self.ff(self.norm3(part))
+        return x
 
     def _see_frames(self, x: Tensor, fold: Fold) -> Tensor:
         """x + attn1(n) + attn_temp(n), n = norm1(x)."""
@@ -114,7 +121,7 @@ class FusedTransformerBlock(nn.Module):
         both = normed.new_empty(batch, tokens, 2 * width)
         self.attn1.key_frame(normed, key, both[..., :width])
         self.attn_temp.temporal(normed, fold.frames, both[..., width:])
-        return x + self.out(both)
+        return self.out(both).add_(x)
 
 
 class FusedStep(nn.Module):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
+from posecrafter.bench.gpu_network import SD15
 from posecrafter.errors import EngineError
 from posecrafter.export import fused
-from posecrafter.export.graphs import Graph, make_graphs
+from posecrafter.export.graphs import Graph, Step, make_graphs
 from posecrafter.export.parity import relative_l2
 from posecrafter.export.reference import TorchOptions, open_reference
 from posecrafter.export.tolerances import TOLERANCES
 from posecrafter.finetune.base import Base
+from posecrafter.finetune.network import VideoControlNet, VideoDenoiser, VideoUNet
 from posecrafter.kernels import KERNELS
 from posecrafter.runtime import Bundle, Request, Session
 
@@ -33,6 +39,61 @@ def test_the_fused_denoiser_equals_the_plain_one(
     for ours, theirs in zip(run_torch(placed, inputs), run_torch(graph.module, inputs), strict=True):
         assert ours.shape == theirs.shape
         assert relative_l2(ours, theirs) < 1e-5
+
+
+def test_a_feed_forward_sees_a_bounded_number_of_tokens_at_a_time(
+    graphs: dict[str, Graph], run_torch: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph, seen = graphs["denoiser"], []
+    placed = fused.place_kernels(copy.deepcopy(graph.module)).eval()
+    for name, module in placed.named_modules():
+        if name.endswith(".ff"):
+            module.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+    monkeypatch.setattr(fused, "ROWS", 40)
+    inputs = graph.example({"frames": 3, "prompts": 2, "h": 5, "w": 9})
+    ours, theirs = run_torch(placed, inputs)[0], run_torch(graph.module, inputs)[0]
+    assert relative_l2(ours, theirs) < 1e-5
+    assert max(seen) <= 40
+    assert sum(seen) > 2 * 3 * 5 * 9 > 40
+
+
+class Live(TorchDispatchMode):
+    """Counts the bytes of the tensors that are alive, on any device; `peak` is the most there were."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for storage in (x.untyped_storage() for x in tree_leaves(result) if isinstance(x, Tensor)):
+            if storage._cdata not in self._known:
+                self._known.add(storage._cdata)
+                self.live += storage.nbytes()
+                self.peak = max(self.peak, self.live)
+                weakref.finalize(storage, self._forget, storage._cdata, storage.nbytes())
+        return result
+
+    def _forget(self, storage: int, size: int) -> None:
+        self._known.discard(storage)
+        self.live -= size
+
+
+def test_a_step_of_stable_diffusion_with_kernels_holds_little_more_than_half_of_a_plain_one() -> None:
+    """Activations of 17 frames at 512x512, two prompts, counted on tensors without memory."""
+
+    def peak(place: Callable[[Step], nn.Module]) -> int:
+        with torch.device("meta"), torch.no_grad():
+            plain = VideoDenoiser(VideoUNet.from_config(SD15.config), VideoControlNet.from_config(SD15.config))
+            step = place(Step(plain.requires_grad_(False).eval())).half().to(memory_format=torch.channels_last)
+            x, features = torch.empty(17, 4, 64, 64), torch.empty(17, 320, 64, 64)
+            time, one, text, weight = torch.empty(1).long(), torch.empty(()), torch.empty(2, 77, 768), torch.empty(2)
+        with torch.inference_mode(), Live() as live:
+            step(x, time, one, one, text, weight, features, one)
+        return live.peak
+
+    assert peak(fused.place_kernels) < 0.6 * peak(lambda step: step)
 
 
 def test_every_norm_and_every_attention_of_the_denoiser_is_fused(graphs: dict[str, Graph]) -> None:
