@@ -21,8 +21,8 @@ from posecrafter.kernels.temporal_attention import temporal_attention
 from posecrafter.kernels.temporal_projection import pays, temporal_projection
 
 ROWS = 65536
-"""Tokens that go through a feed-forward at a time, far more than keep a GPU busy. Its inner layer is eight times as wide
-as they are: for all tokens of a long pass at once it would need more memory than anything else."""
+"""Tokens that go through a feed-forward at a time, far more than keep a GPU busy. Its inner layer is eight times as
+wide as they are: for all tokens of a long pass at once it would need more memory than anything else."""
 
 
 class FusedNorm(nn.Module):
