@@ -2,30 +2,34 @@
 
     python bench/from_checkout.py posecrafter.bench.gpu_records --dry
 
-The folders of a checkout carry the sub-packages' names, so the checkout itself is a second place where `posecrafter`
-finds them.
+The folders of a checkout carry the sub-packages' names. Links to all of them in one folder are the package, for this
+process and for those that it spawns.
 """
 
 from __future__ import annotations
 
 import runpy
 import sys
+import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+PARTS = ("bench", "export", "finetune", "kernels", "pocket", "pose", "runtime")
 
 
 def main() -> int:
     if len(sys.argv) < 2:
         print("usage: python bench/from_checkout.py posecrafter.MODULE [its arguments]", file=sys.stderr)
         return 2
-    sys.path[0] = str(ROOT)
-    import posecrafter
-
-    posecrafter.__path__.append(str(ROOT))
-    module = sys.argv[1]
-    sys.argv = sys.argv[1:]
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
+    with tempfile.TemporaryDirectory(prefix="posecrafter-checkout-") as folder:
+        package = Path(folder) / "posecrafter"
+        package.mkdir()
+        for part in (*(ROOT / "posecrafter").iterdir(), *(ROOT / name for name in PARTS)):
+            (package / part.name).symlink_to(part)
+        sys.path[0] = folder
+        module = sys.argv[1]
+        sys.argv = sys.argv[1:]
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
     return 0
 
 

@@ -30,7 +30,7 @@ Image = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.floating[Any]]
 PHOTOGRAPH_SEED, FIGURE_SEED = 1, 1_000_000
 MOMENTS = 4
-SHARD = 50
+SHARD = 20
 """People of a shard."""
 POSE_STYLE = "v1.1-small"
 """At 128x128 the strokes of v1.1 would hide the face: pose/draw.py."""
@@ -74,7 +74,7 @@ def render(cache: Path, people: int, size: int, processes: int = 1, seconds: flo
     if processes == 1:
         list(map(job, shards))
         return
-    with ProcessPoolExecutor(processes, get_context("fork"), _be_single) as pool:
+    with ProcessPoolExecutor(processes, get_context("spawn"), _be_single) as pool:
         list(pool.map(job, shards))
 
 

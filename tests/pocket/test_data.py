@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -64,3 +66,10 @@ def test_processes_render_what_one_renders_in_every_size(cache: Path, monkeypatc
     assert figures.captions[-1] == words
     render(cache, 1, 16)
     assert sizes(cache) == [16, 32]
+
+
+def test_a_bare_checkout_renders_by_several_processes_too(cache: Path) -> None:
+    script = Path(__file__).parents[2] / "bench" / "from_checkout.py"
+    words = ["posecrafter.pocket.train", "data", "--people", "1", "--larger", "0", "--processes", "2"]
+    subprocess.run([sys.executable, "-P", str(script), *words, "--cache", str(cache)], check=True, cwd=cache)
+    assert len(load_figures(cache, 128).pictures) == data.SHARD * MOMENTS
