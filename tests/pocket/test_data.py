@@ -56,7 +56,6 @@ def test_a_run_that_was_stopped_goes_on_and_renders_no_shard_twice(cache: Path) 
 
 def test_processes_render_what_one_renders_in_every_size(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()  # spawned processes know nothing of a smaller shard
-    monkeypatch.setattr(data, "SHARD", data.SHARD)
     render(cache, 1, 32, processes=2)
     alone = data.FIGURE_SEED + data.SHARD - 1
     figures = load_figures(cache, 32)
