@@ -14,7 +14,6 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-PARTS = ("bench", "export", "finetune", "kernels", "pocket", "pose", "runtime")
 
 
 def main() -> int:
@@ -24,7 +23,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="posecrafter-checkout-") as folder:
         package = Path(folder) / "posecrafter"
         package.mkdir()
-        for part in (*(ROOT / "posecrafter").iterdir(), *(ROOT / name for name in PARTS)):
+        parts = [path.parent for path in ROOT.glob("*/__init__.py") if path.parent.name != "posecrafter"]
+        for part in (*(ROOT / "posecrafter").iterdir(), *parts):
             (package / part.name).symlink_to(part)
         sys.path[0] = folder
         module = sys.argv[1]

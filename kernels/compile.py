@@ -85,7 +85,7 @@ def compile_build(build: Build, target: int) -> Compiled:
     arguments = tuple((name, signature[name]) for name in names if signature[name] != "constexpr")
     ptx, cubin = made.asm["ptx"], made.asm["cubin"]
     registers, stack = _usage(cubin)
-    if wrong := mixed_halves(_disassembled(cubin)):
+    if wrong := mixed_halves(_told_by(knobs.nvidia.nvdisasm.path, "-c", cubin)):
         raise EngineError(
             "kernel-build",
             f"{build.name} for sm_{target}: ptxas took one register for both halves of an address ({wrong[0]}); write "
@@ -153,22 +153,18 @@ def mixed_halves(sass: str) -> list[str]:
     return found
 
 
-def _disassembled(cubin: bytes) -> str:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "kernel.cubin"
-        path.write_bytes(cubin)
-        command = [knobs.nvidia.nvdisasm.path, "-c", str(path)]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
-
-
 def _usage(cubin: bytes) -> tuple[int, int]:
     """Registers and bytes of stack of a thread, as the assembler noted them."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "kernel.cubin"
-        path.write_bytes(cubin)
-        command = [knobs.nvidia.cuobjdump.path, "--dump-resource-usage", str(path)]
-        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    text = _told_by(knobs.nvidia.cuobjdump.path, "--dump-resource-usage", cubin)
     registers, stack = (re.search(rf"{name}:(\d+)", text) for name in ("REG", "STACK"))
     if registers is None or stack is None:
         raise EngineError("kernel-build", f"cuobjdump does not say what a kernel uses: {text.strip()[:200]}")
     return int(registers.group(1)), int(stack.group(1))
+
+
+def _told_by(tool: str, option: str, cubin: bytes) -> str:
+    """What one of the tools that come with Triton prints of machine code."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.cubin"
+        path.write_bytes(cubin)
+        return subprocess.run([tool, option, str(path)], capture_output=True, text=True, check=True).stdout

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -126,8 +125,8 @@ def _render_shard(cache: Path, size: int, deadline: float, shard: int) -> None:
     part = folder.with_suffix(".part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    join: Callable[[list[Any]], Any] = np.concatenate
-    for name, array in zip(ARRAYS, (join(pictures), np.stack(maps), join(xy), join(score)), strict=True):
+    arrays = (np.concatenate(pictures), np.stack(maps), np.concatenate(xy), np.concatenate(score))
+    for name, array in zip(ARRAYS, arrays, strict=True):
         np.save(part / f"{name}.npy", array)
     (part / "captions.json").write_text(json.dumps(captions))
     part.rename(folder)
