@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -30,6 +32,23 @@ class Plan:
     layers: int
 
 
+@contextmanager
+def _garbage_kept() -> Iterator[None]:
+    """Collect no garbage meanwhile.
+
+    The library calls back into Python while it holds a lock that its objects' destructors take, so a collection there
+    that meets an earlier build's objects, kept by that failure's traceback, never ends.
+    """
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
+@_garbage_kept()
 def build_plan(
     trt: Trt,
     model: ir.Model,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import replace
 from pathlib import Path
 
@@ -60,6 +61,22 @@ def test_every_attention_of_sd15_is_fused(width: int, cells: int, computed: str,
 @pytest.mark.parametrize("shape", [attention(8), attention(264), attention(40, FLOAT)])
 def test_an_attention_that_is_not_fused_fails_the_build(shape: Shape) -> None:
     assert "not supported by a dedicated kernel" in unfused(shape) or "Attention" in unfused(shape)
+
+
+def test_no_garbage_is_collected_while_the_library_calls_back() -> None:
+    collecting: list[bool] = []
+    sizes = {"batch": (2,) * 3, "queries": (9,) * 3, "keys": (9,) * 3}
+    build_plan(
+        trt,
+        single(attention(40)),
+        Path("attention.onnx"),
+        (Profile(sizes),),
+        (),
+        lambda *_: collecting.append(gc.isenabled()),
+    )
+    assert collecting
+    assert not any(collecting)
+    assert gc.isenabled()
 
 
 def test_the_decoders_wide_attention_is_the_one_that_is_taken_apart() -> None:
