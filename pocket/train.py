@@ -1,7 +1,8 @@
 """One command a stage: `python -m posecrafter.pocket.train data|autoencoder|diffusion|save`.
 
 `data` fills the cache folder, `autoencoder` and `diffusion` train there within --minutes and can go on with --resume,
-`save` writes the averaged weights in diffusers' format. The same commands use a GPU where there is one.
+`save` writes the averaged weights in diffusers' format. The same commands use a GPU where there is one; on a borrowed
+one, `diffusion --output FOLDER` leaves a whole base with every checkpoint.
 """
 
 from __future__ import annotations
@@ -45,7 +46,11 @@ def main() -> None:
     parser.add_argument("--people", type=int, default=5000, help="rendered people, four pictures of 128x128 each")
     parser.add_argument("--larger", type=int, default=1000, help="rendered people, four pictures of 256x256 each")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="that render")
-    parser.add_argument("--output", type=Path, default=weights.FOLDER, help="where `save` writes")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        help="where `save` writes, by default into the package; `diffusion` writes there too, with every checkpoint",
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.backends.cudnn.benchmark = True
@@ -78,7 +83,7 @@ def _diffusion(arguments: argparse.Namespace) -> None:
         materials.append(diffusion.material_of(figures, latents, tokenizer, _device()))
     start = weights.load_networks(arguments.base) if arguments.base else None
     stage = diffusion.DiffusionStage(materials, autoencoder, tokenizer, arguments.batch, _device(), start)
-    learn(_run(arguments), stage, arguments.workers)
+    learn(_run(arguments), stage, arguments.workers, (lambda: _save(arguments)) if arguments.output else None)
 
 
 def _latents(cache: Path, size: int, autoencoder: AutoencoderKL, pictures: NDArray[np.uint8]) -> NDArray[np.float16]:
@@ -96,7 +101,7 @@ def _save(arguments: argparse.Namespace) -> None:
         diffusion.build_unet(), diffusion.build_controlnet(), words.build_text_encoder(tokenizer)
     )
     averages(cache / "diffusion", {**vars(networks)})
-    weights.save(arguments.output, _trained_autoencoder(arguments).cpu(), networks, tokenizer)
+    weights.save(arguments.output or weights.FOLDER, _trained_autoencoder(arguments).cpu(), networks, tokenizer)
 
 
 def _trained_autoencoder(arguments: argparse.Namespace) -> AutoencoderKL:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -183,8 +183,10 @@ class Run:
         unfinished.replace(self.folder / "checkpoint.pt")
 
 
-def learn(run: Run, stage: Stage, workers: int = 1) -> State:
+def learn(run: Run, stage: Stage, workers: int = 1, written: Callable[[], None] | None = None) -> State:
     """Train until run.minutes are used up; every few minutes write a checkpoint and a sample sheet.
+
+    written: called after each checkpoint.
 
     With several workers (CPU only) each is a process of one thread that takes its own steps on the shared weights
     without waiting for the others (Niu et al. 2011, "Hogwild!"): on cores that other programs use too, that is faster
@@ -210,12 +212,18 @@ def learn(run: Run, stage: Stage, workers: int = 1) -> State:
         state.average.update(stage.models, state.step)
         run.log(state, clock, loss)
         if run.due(state, clock):
-            stage.sample(run, state.step, state.average)
+            _look(run, stage, state, written)
     for follower in followers:
         follower.join()
     run.save(state, clock)
-    stage.sample(run, state.step, state.average)
+    _look(run, stage, state, written)
     return state
+
+
+def _look(run: Run, stage: Stage, state: State, written: Callable[[], None] | None) -> None:
+    if written is not None:
+        written()
+    stage.sample(run, state.step, state.average)
 
 
 def _weights(stage: Stage) -> list[nn.Parameter]:

@@ -27,7 +27,7 @@ class Line:
         return ((self.model(x) - 3 * x) ** 2).mean()
 
     def sample(self, run, step, average):
-        run.note(step, {"weight": float(self.model.weight)})
+        run.note(step, {"weight": self.model.weight.item()})
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -37,10 +37,22 @@ def test_training_fits_a_line_and_goes_on_from_its_checkpoint(tmp_path, workers)
     again = Line()
     longer = learn(Run(tmp_path, 0.03, device, resume=True), again, workers)
     assert longer.step > state.step
-    assert abs(float(again.model.weight) - 3) < 0.2
+    assert abs(again.model.weight.item() - 3) < 0.2
     fresh = nn.Linear(1, 1, bias=False)
     averages(tmp_path, {"line": fresh})
-    assert abs(float(fresh.weight) - 3) < 0.5
+    assert abs(fresh.weight.item() - 3) < 0.5
+
+
+def test_every_checkpoint_is_told_of_once_it_is_whole(tmp_path):
+    steps = []
+
+    def written():
+        steps.append(torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"])
+
+    state = learn(Run(tmp_path, 0.03, torch.device("cpu"), resume=False, every_seconds=0.4), Line(), written=written)
+    assert len(steps) > 2
+    assert sorted(set(steps)) == steps
+    assert steps[-1] == state.step
 
 
 def test_the_average_of_constant_weights_is_those_weights():
