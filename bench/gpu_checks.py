@@ -22,10 +22,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from posecrafter.bench.gpu_kernels import cases, check_case
-from posecrafter.bench.gpu_network import SD15, Size
+from posecrafter.bench.gpu_network import SD15, Size, hollow_inputs, hollow_step
 from posecrafter.export.fused import place_kernels
-from posecrafter.export.graphs import Step
-from posecrafter.finetune.network import VideoControlNet, VideoDenoiser, VideoUNet
 from posecrafter.kernels.registry import power_of_two
 
 MOST_WORKERS = 12
@@ -50,24 +48,12 @@ def check_kernels(device: torch.device, dry: bool, workers: int | None = None) -
 
 def launches(size: Size, passes: tuple[tuple[int, int], ...] = PASSES) -> list[Launch]:
     """What the network with the kernels in place launches in these passes, each once; found without running it."""
-    with torch.device("meta"), torch.no_grad():
-        plain = VideoDenoiser(VideoUNet.from_config(size.config), VideoControlNet.from_config(size.config))
-        step = place_kernels(Step(plain.requires_grad_(False).eval())).half()
+    with torch.device("meta"):
+        step = place_kernels(hollow_step(size)).half()
     seen = _Launches()
     for frames, prompts in passes:
-        with torch.device("meta"):
-            given = (
-                torch.empty(frames, 4, size.side, size.side),
-                torch.empty(1, dtype=torch.int64),
-                torch.empty(()),
-                torch.empty(()),
-                torch.empty(prompts, size.tokens, size.text_width),
-                torch.empty(prompts),
-                torch.empty(frames, size.widths[0], size.side, size.side),
-                torch.empty(()),
-            )
         with torch.inference_mode(), seen:
-            step(*given)
+            step(*hollow_inputs(size, frames, prompts))
     return list(seen.found)
 
 

@@ -72,12 +72,32 @@ SD15 = Size((320, 640, 1280, 1280), 8, 768, 77, 32, side=64, frames=16, steps=50
 TINY = Size((32, 64), 4, 24, 5, 8, side=8, frames=2, steps=2)
 
 
+def hollow_step(size: Size) -> Step:
+    """A step whose weights have no memory: for what can be counted without running it."""
+    with torch.device("meta"):
+        denoiser = VideoDenoiser(VideoUNet.from_config(size.config), VideoControlNet.from_config(size.config))
+    return Step(denoiser.eval().requires_grad_(False))
+
+
+def hollow_inputs(size: Size, frames: int, prompts: int) -> tuple[Tensor, ...]:
+    """What `hollow_step` takes, in the order of INPUTS, likewise without memory."""
+    with torch.device("meta"):
+        return (
+            torch.empty(frames, 4, size.side, size.side),
+            torch.empty(1, dtype=torch.int64),
+            torch.empty(()),
+            torch.empty(()),
+            torch.empty(prompts, size.tokens, size.text_width),
+            torch.empty(prompts),
+            torch.empty(frames, size.widths[0], size.side, size.side),
+            torch.empty(()),
+        )
+
+
 @torch.no_grad()
 def random_step(size: Size, device: torch.device) -> Step:
     """Weights in fp32 that keep activations at their size, temporal branches not zero."""
-    with torch.device("meta"):
-        denoiser = VideoDenoiser(VideoUNet.from_config(size.config), VideoControlNet.from_config(size.config))
-    denoiser.to_empty(device=device).eval().requires_grad_(False)
+    denoiser = hollow_step(size).denoiser.to_empty(device=device)
     generator = torch.Generator(device).manual_seed(0)
     for name, weight in denoiser.named_parameters():
         if weight.ndim > 1:

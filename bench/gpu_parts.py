@@ -20,6 +20,8 @@ from posecrafter.bench.gpu_network import (
     Size,
     edited,
     evaluated,
+    hollow_inputs,
+    hollow_step,
     looped,
     make_rig,
     motions_of,
@@ -28,7 +30,7 @@ from posecrafter.bench.gpu_network import (
 )
 from posecrafter.bench.gpu_timing import Timing, measure, wall
 from posecrafter.errors import EngineError
-from posecrafter.finetune.network import VideoControlNet, VideoDenoiser, VideoUNet
+from posecrafter.finetune.network import VideoDenoiser
 from posecrafter.finetune.trainable import choose_trained
 from posecrafter.schedule import Schedule
 
@@ -219,16 +221,9 @@ def _tuning_step(
 @functools.lru_cache
 def step_flops(size: Size) -> float:
     """Products of a guided step of the plain network, which has the exact savings, counted without running it."""
-    with torch.device("meta"):
-        network = VideoDenoiser(VideoUNet.from_config(size.config), VideoControlNet.from_config(size.config)).eval()
-        arguments = (
-            torch.empty(size.frames + 1, 4, size.side, size.side),
-            torch.empty(1),
-            torch.empty(2, size.tokens, size.text_width),
-            torch.empty(size.frames + 1, size.widths[0], size.side, size.side),
-        )
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        network(*arguments)
+    step, inputs = hollow_step(size), hollow_inputs(size, size.frames + 1, 2)
+    with FlopCounterMode(display=False) as counter:
+        step(*inputs)
     return float(counter.get_total_flops())
 
 

@@ -14,7 +14,6 @@ import argparse
 import datetime
 import json
 import platform
-import subprocess
 import sys
 import time
 import traceback
@@ -30,6 +29,7 @@ from posecrafter.bench.gpu_kernels import sweep_tiles, time_kernels
 from posecrafter.bench.gpu_parts import Bench, check_networks, compiled, frames, pipeline, steps, tuning
 from posecrafter.bench.gpu_table import write_table
 from posecrafter.bench.gpu_timing import ceilings
+from posecrafter.bench.machine import append_line, commit_of
 
 PARTS: dict[str, Callable[[Bench], Iterator[dict[str, Any]]]] = {
     "kernels": lambda bench: time_kernels(bench.device, bench.dry, bench.ceilings),
@@ -120,23 +120,14 @@ def _writer(path: Path, bench: Bench, commit: str | None) -> Callable[[str, dict
         "device": torch.cuda.get_device_name(bench.device) if cuda else f"{platform.machine()} CPU",
         "dry": bench.dry,
         "versions": {"torch": torch.__version__, "triton": triton.__version__, "cuda": torch.version.cuda},
-        "commit": commit or _commit(),
+        "commit": commit or commit_of(Path(__file__).resolve().parent) or "unknown",
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
 
     def write(part: str, record: dict[str, Any]) -> None:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"part": part, **record, **about}) + "\n")
+        append_line(path, json.dumps({"part": part, **record, **about}))
 
     return write
-
-
-def _commit() -> str:
-    command = ["git", "-C", str(Path(__file__).resolve().parent), "rev-parse", "HEAD"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
 
 
 if __name__ == "__main__":

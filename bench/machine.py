@@ -26,9 +26,18 @@ def describe_machine(root: Path, threads: int | None = None) -> dict[str, Any]:
         "flags": cpu_flags(),
         "load": round(os.getloadavg()[0], 2),
         "libraries": {name: _version(name) for name in LIBRARIES},
-        "commit": _commit(root),
+        "commit": commit_of(root),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
+
+
+def commit_of(root: Path) -> str | None:
+    """The commit of the repository around `root`, with "-dirty" where files differ; None where nothing knows."""
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 def append_line(path: Path | None, line: str) -> None:
@@ -101,10 +110,3 @@ def _version(name: str) -> str | None:
         return version(name)
     except PackageNotFoundError:
         return None
-
-
-def _commit(root: Path) -> str | None:
-    done = subprocess.run(
-        ["git", "-C", str(root), "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
-    )
-    return done.stdout.strip() or None

@@ -50,7 +50,7 @@ def test_what_is_recorded_is_not_measured_again_and_what_failed_is(measured: lis
 def test_another_commit_is_measured_anew(measured: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "speed.jsonl"
     record_cases(CASES[:1], path, tmp_path)
-    monkeypatch.setattr("posecrafter.bench.machine._commit", lambda _: "another")
+    monkeypatch.setattr("posecrafter.bench.machine.commit_of", lambda _: "another")
     record_cases(CASES[:1], path, tmp_path)
     assert measured == ["pocket 128"] * 2
     assert read_records(path)[0]["machine"]["cpu"]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from posecrafter.bench.gpu_network import SD15
+from posecrafter.bench.gpu_network import SD15, hollow_inputs, hollow_step
 from posecrafter.errors import EngineError
 from posecrafter.export import fused
 from posecrafter.export.graphs import Graph, Step, make_graphs
@@ -24,7 +24,6 @@ from posecrafter.export.parity import relative_l2
 from posecrafter.export.reference import TorchOptions, open_reference
 from posecrafter.export.tolerances import TOLERANCES
 from posecrafter.finetune.base import Base
-from posecrafter.finetune.network import VideoControlNet, VideoDenoiser, VideoUNet
 from posecrafter.kernels import KERNELS
 from posecrafter.runtime import Bundle, Request, Session
 
@@ -84,13 +83,11 @@ def test_a_step_of_stable_diffusion_with_kernels_holds_little_more_than_half_of_
     """Activations of 17 frames at 512x512, two prompts, counted on tensors without memory."""
 
     def peak(place: Callable[[Step], nn.Module]) -> int:
-        with torch.device("meta"), torch.no_grad():
-            plain = VideoDenoiser(VideoUNet.from_config(SD15.config), VideoControlNet.from_config(SD15.config))
-            step = place(Step(plain.requires_grad_(False).eval())).half().to(memory_format=torch.channels_last)
-            x, features = torch.empty(17, 4, 64, 64), torch.empty(17, 320, 64, 64)
-            time, one, text, weight = torch.empty(1).long(), torch.empty(()), torch.empty(2, 77, 768), torch.empty(2)
+        with torch.device("meta"):
+            step = place(hollow_step(SD15)).half().to(memory_format=torch.channels_last)
+        inputs = hollow_inputs(SD15, frames=17, prompts=2)
         with torch.inference_mode(), Live() as live:
-            step(x, time, one, one, text, weight, features, one)
+            step(*inputs)
         return live.peak
 
     assert peak(fused.place_kernels) < 0.6 * peak(lambda step: step)
