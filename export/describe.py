@@ -31,6 +31,7 @@ def describe(run: Run, base: Base, options: ExportOptions) -> Manifest:
             steps=defaults.steps if options.steps is None else options.steps,
             guidance=defaults.guidance,
             control_scale=defaults.control_scale,
+            inversion_iterations=defaults.inversion_iterations,
         ),
         pose_style=record["pose_style"],
         fps=record["fps"],

@@ -45,9 +45,9 @@ Network = TypeVar("Network", VideoUNet, VideoControlNet)
 class Defaults:
     """What a base is best used with; posecrafter.json in its folder may say, these are SD 1.5's [C].
 
-    Generation: width and height in pixels, steps, guidance, control_scale. Fine-tuning: optimizer, learning_rate,
-    lr_schedule, loss_weighting, signal_leak, train_steps, train (the scope), window (frames of one pass), adapt_decoder
-    (steps; ours, 0 is off).
+    Generation: width and height in pixels, steps, guidance, control_scale, inversion_iterations (ours; 1 is the
+    published inversion). Fine-tuning: optimizer, learning_rate, lr_schedule, loss_weighting, signal_leak, train_steps,
+    train (the scope), window (frames of one pass), adapt_decoder (steps; ours, 0 is off).
     """
 
     width: int = 512
@@ -55,6 +55,7 @@ class Defaults:
     steps: int = 50
     guidance: float = 12.0
     control_scale: float = 1.0
+    inversion_iterations: int = 1
     optimizer: Optimizer = "adamw"
     learning_rate: float = 3e-5
     lr_schedule: LearningSchedule = "constant"

@@ -21,6 +21,7 @@ DEFAULTS: dict[str, Any] = {
         "steps": 25,
         "guidance": 1.0,
         "control_scale": 1.0,
+        "inversion_iterations": 2,
         "optimizer": "muon",
         "learning_rate": 3e-3,
         "lr_schedule": "cosine",

@@ -20,6 +20,8 @@ FORMAT = "posecrafter-bundle"
 FORMAT_VERSION = 1
 NAME = "manifest.json"
 KINDS = ("merged", "shared")
+MOST_ITERATIONS = 16
+"""Of an inverse step."""
 SEALED = ("graphs", "person")
 """Folders of a bundle in which every file is listed; what is compiled and other people's packs lie elsewhere."""
 
@@ -56,13 +58,15 @@ class Text:
 
 @dataclass(frozen=True)
 class Defaults:
-    """What a request gets when it does not say: sizes in pixels, solver steps, guidance, ControlNet's scale."""
+    """What a request gets when it does not say: sizes in pixels, solver steps, guidance, ControlNet's scale,
+    evaluations of an inverse step (older manifests do not tell: 1)."""
 
     width: int
     height: int
     steps: int
     guidance: float
     control_scale: float
+    inversion_iterations: int = 1
 
 
 @dataclass(frozen=True)
@@ -203,7 +207,7 @@ _PARTS: Mapping[str, type[Range | Latents | Text | Schedule | Defaults]] = {
 _BOUNDS: Mapping[type, Bounds] = {
     Latents: {"channels": (1, 4096), "factor": (1, 256)},
     Schedule: {"steps_offset": (0, LARGEST_COUNT)},
-    Defaults: {"width": (1, LARGEST_SIDE), "height": (1, LARGEST_SIDE)},
+    Defaults: {"width": (1, LARGEST_SIDE), "height": (1, LARGEST_SIDE), "inversion_iterations": (1, MOST_ITERATIONS)},
 }
 
 

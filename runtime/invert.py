@@ -29,10 +29,15 @@ def invert(
     reference: float32 [L, h, w], z_r; pose_features: [frames, C0, h, w] of the poses that the copies see, q_r first;
     prompt: float32 [T, D]. Returns float32 [frames, L, h, w] in the engine's memory. With one copy that sees q_r this
     is reference mode: any number of such copies stay equal to it.
+
+    The published inverse step takes eps(x, t) before it has arrived at t, where sampling will take it [C]. With more
+    than one `plan.inversion_iterations` it is taken where the step arrives, so that sampling retraces the path [I]
+    (fixed-point inversion; Pan et al. 2023, "Effective Real Image Editing with Accelerated Iterative Diffusion
+    Inversion").
     """
     conditions = network.conditions(prompt[None], (1.0,), pose_features, plan.control_scale)
     x = network.engine.upload(np.repeat(reference[None], frames, axis=0))
-    return solve(network, x, plan.inversion_steps, conditions, "invert", progress, cancel)
+    return solve(network, x, plan.inversion_steps, conditions, "invert", progress, cancel, plan.inversion_iterations)
 
 
 def shared_noise(shape: tuple[int, ...], seed: int) -> Floats:

@@ -32,7 +32,8 @@ def inversion_key(manifest: Manifest, engine: str, plan: Plan, prompt: Floats) -
     """A hash of everything that reference-mode inversion reads. prompt: float32 [T, D]."""
     weights = sorted((name, entry.sha256) for name, entry in manifest.files.items() if name.startswith(_INPUTS))
     steps = [(step.timestep, step.a, step.b) for step in plan.inversion_steps]
-    told = (engine, weights, plan.reference, plan.width, plan.height, steps, plan.control_scale, manifest.pose_style)
+    size, style = (plan.width, plan.height), manifest.pose_style
+    told = (engine, weights, plan.reference, size, steps, plan.inversion_iterations, plan.control_scale, style)
     return hashlib.sha256(repr(told).encode() + np.ascontiguousarray(prompt).tobytes()).hexdigest()
 
 

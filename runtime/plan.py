@@ -57,7 +57,8 @@ class Plan:
 
     reference: index of the training frame r; distance: its mean pose distance to the target (share of image size).
     poses: the M target poses on the bundle's canvas; reference_pose: q_r, one frame.
-    inversion_steps and sampling_steps: (t, a, b) of every solver step. prompts: B of sampling; weights: [B].
+    inversion_steps and sampling_steps: (t, a, b) of every solver step. inversion_iterations: evaluations of each of the
+    former. prompts: B of sampling; weights: [B].
     motions: for each target frame, region -> Motion. skips: the regions left alone.
     evaluations: frame evaluations of the network (a pass over F frames and B prompts counts F * B).
     memory: estimated peak bytes of a pass. warnings: one line each, with the cure.
@@ -72,6 +73,7 @@ class Plan:
     windows: tuple[Window, ...]
     inversion: Inversion | None
     inversion_steps: tuple[Step, ...]
+    inversion_iterations: int
     sampling_steps: tuple[Step, ...]
     weights: tuple[float, ...]
     control_scale: float
@@ -98,6 +100,7 @@ class Plan:
             "windows": [[window.start, window.stop] for window in self.windows],
             "inversion": self.inversion or "noise",
             "inversion_steps": len(self.inversion_steps),
+            "inversion_iterations": self.inversion_iterations,
             "sampling_steps": len(self.sampling_steps),
             "prompts": len(self.weights),
             "weights": list(self.weights),
@@ -123,6 +126,9 @@ def make_plan(request: Request, bundle: Bundle) -> Plan:
     windows = _windows(request, bundle, len(weights))
     motions, skips = _motions(bundle.poses[reference], poses, request.edit, bundle)
     inversion_steps = m.schedule.inversion(steps) if request.inversion else ()
+    iterations = (
+        m.defaults.inversion_iterations if request.inversion_iterations is None else request.inversion_iterations
+    )
     return Plan(
         width=width,
         height=height,
@@ -133,13 +139,14 @@ def make_plan(request: Request, bundle: Bundle) -> Plan:
         windows=windows,
         inversion=request.inversion,
         inversion_steps=inversion_steps,
+        inversion_iterations=iterations,
         sampling_steps=m.schedule.sampling(steps),
         weights=weights,
         control_scale=m.defaults.control_scale if request.control_scale is None else request.control_scale,
         motions=motions,
         skips=skips,
         warp=request.warp,
-        evaluations=_evaluations(request.inversion, windows, steps, len(weights)),
+        evaluations=_evaluations(request.inversion, windows, steps, iterations, len(weights)),
         memory=_memory(bundle, max(len(window) for window in windows) + 1, len(weights)),
         warnings=tuple(_warnings(table, reference, poses, windows, skips)),
     )
@@ -207,10 +214,12 @@ def _motions(
     return tuple(motions), tuple(skips)
 
 
-def _evaluations(inversion: Inversion | None, windows: tuple[Window, ...], steps: int, prompts: int) -> int:
+def _evaluations(
+    inversion: Inversion | None, windows: tuple[Window, ...], steps: int, iterations: int, prompts: int
+) -> int:
     passes = sum(len(window) + 1 for window in windows)
     inverted = {None: 0, "reference": 1, "target": passes}[inversion]
-    return steps * (inverted + prompts * passes)
+    return steps * (iterations * inverted + prompts * passes)
 
 
 def _memory(bundle: Bundle, frames: int, prompts: int) -> int:

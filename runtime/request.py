@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from posecrafter.errors import RequestError
+from posecrafter.manifest import MOST_ITERATIONS
 
 if TYPE_CHECKING:  # poses are drawn with OpenCV, which who edits latents need not have
     from posecrafter.pose import PoseTrack
@@ -28,6 +29,8 @@ class Request:
     steps, guidance, control_scale: None for the bundle's defaults. Guidance 1 evaluates one prompt only.
     inversion: "reference" inverts one frame (all copies see the reference's pose), "target" inverts M + 1 frames, each
         seeing its own target pose (METHOD section 3.2). None starts from Gaussian noise, one draw for all frames.
+    inversion_iterations: evaluations of an inverse step, 1 to 16: 1 is the published one; each further one brings the
+        inversion nearer to the path that sampling takes back. None for the bundle's default.
     seed: of that noise; unused with inversion.
     reference: index of the training frame that is inverted and inserted; None for the one nearest to the whole target.
     edit: regions whose initial latents are moved with the pose (METHOD section 3.4). warp: how they are resampled.
@@ -43,6 +46,7 @@ class Request:
     guidance: float | None = None
     control_scale: float | None = None
     inversion: Inversion | None = "reference"
+    inversion_iterations: int | None = None
     seed: int = 0
     reference: int | None = None
     edit: tuple[Region, ...] = REGIONS
@@ -69,6 +73,11 @@ class Request:
         if self.inversion not in ("reference", "target", None):
             raise RequestError(
                 "inversion", f"inversion is {self.inversion!r}; it must be 'reference', 'target' or None"
+            )
+        if self.inversion_iterations is not None and not 1 <= self.inversion_iterations <= MOST_ITERATIONS:
+            raise RequestError(
+                "inversion-iterations-range",
+                f"inversion_iterations is {self.inversion_iterations}; it must be between 1 and {MOST_ITERATIONS}",
             )
         if self.warp not in ("nearest", "bilinear"):
             raise RequestError("warp", f"warp is {self.warp!r}; it must be 'nearest' or 'bilinear'")

@@ -25,9 +25,11 @@ def solve(
     stage: str,
     progress: Progress,
     cancel: Cancel | None = None,
+    iterations: int = 1,
 ) -> Buffer:
     """Take x through all steps, in the engine's memory. x: float32 [F, L, h, w] -> the same shape; frame 0 is the key
-    frame. What is returned may be overwritten by the next `solve` of as many frames.
+    frame. iterations: evaluations of each step, see `Network.step`. What is returned may be overwritten by the next
+    `solve` of as many frames.
 
     Every step is looked at; with an engine that overlaps, while the next one runs, so that the device never waits.
     Raises: RequestError "cancelled"; EngineError "nan-latents" at the first step that leaves the finite numbers.
@@ -37,7 +39,7 @@ def solve(
     for done, step in enumerate(steps, start=1):
         if cancel is not None and cancel():
             raise RequestError("cancelled", f"stopped before {stage} step {done} of {len(steps)}")
-        x = network.step(x, step, conditions)
+        x = network.step(x, step, conditions, iterations)
         queued.append((done, _fetch(network.engine, x)))
         while len(queued) > (behind if done < len(steps) else 0):
             seen, arrive = queued.popleft()

@@ -26,6 +26,12 @@ Steps = Annotated[int | None, typer.Option("--steps", help="Solver steps, for in
 Guidance = Annotated[float | None, typer.Option("--guidance", help="Classifier-free guidance; 1 turns it off.")]
 Scale = Annotated[float | None, typer.Option("--control-scale", help="Strength of the ControlNet.")]
 Inversion = Annotated[str, typer.Option("--inversion", help="reference, target, or none (plain noise).")]
+Iterations = Annotated[
+    int | None,
+    typer.Option(
+        "--inversion-iterations", help="Evaluations of an inverse step; 1 as published.  [default: the bundle's]"
+    ),
+]
 Seed = Annotated[int, typer.Option("--seed", help="Of the noise with --inversion none.")]
 Reference = Annotated[int | None, typer.Option("--reference", help="Training frame to start from; default nearest.")]
 Edit = Annotated[str, typer.Option("--edit", help="Regions to edit, comma separated; or none.")]
@@ -49,6 +55,7 @@ def generate_command(
     guidance: Guidance = None,
     control_scale: Scale = None,
     inversion: Inversion = "reference",
+    inversion_iterations: Iterations = None,
     seed: Seed = 0,
     reference: Reference = None,
     edit: Edit = "face,left_hand,right_hand",
@@ -90,6 +97,7 @@ def generate_command(
         guidance=guidance,
         control_scale=control_scale,
         inversion=inversion,
+        inversion_iterations=inversion_iterations,
         seed=seed,
         reference=reference,
         edit=edit,

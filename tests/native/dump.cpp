@@ -61,6 +61,7 @@ void run(const std::string& bundle, Words words) {
     request.guidance = number("guidance", PC_DEFAULT);
     request.control_scale = number("control_scale", PC_DEFAULT);
     request.inversion = static_cast<std::int32_t>(number("inversion", PC_INVERT_REFERENCE));
+    request.inversion_iterations = static_cast<std::int32_t>(number("inversion_iterations", PC_DEFAULT));
     request.edit = static_cast<std::uint32_t>(number("edit", PC_ALL_REGIONS));
     request.warp = static_cast<std::int32_t>(number("warp", PC_WARP_NEAREST));
     request.window = static_cast<std::int32_t>(number("window", PC_DEFAULT));

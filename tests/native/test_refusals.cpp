@@ -100,6 +100,8 @@ void ranges(Fixture& f) {
     };
     refused("steps-range", [](pc_request& r) { r.steps = 0; });
     refused("steps-range", [](pc_request& r) { r.steps = 1001; });
+    refused("inversion-iterations-range", [](pc_request& r) { r.inversion_iterations = 0; });
+    refused("inversion-iterations-range", [](pc_request& r) { r.inversion_iterations = 17; });
     refused("guidance-range", [](pc_request& r) { r.guidance = -3; });
     refused("guidance-range", [](pc_request& r) { r.guidance = NAN; });
     refused("control-scale-range", [](pc_request& r) { r.control_scale = 4.5; });

@@ -37,6 +37,7 @@ TINY = {
     "nine frames, every copy inverted": Case(9, True, {"inversion": "target", "warp": "bilinear"}),
     "17 frames, body alone": Case(17, False, {"steps": 2, "decode_chunk": 5, "reference": 3}),
     "nine frames in windows, no guidance": Case(9, True, {"window": 4, "guidance": 1.0, "edit": ("left_hand",)}),
+    "one frame, inverted in three iterations": Case(1, True, {"inversion_iterations": 3}),
     "17 frames from noise": Case(17, True, {"inversion": None, "seed": 7, "steps": 3, "control_scale": 0.5}),
 }
 POCKET = {

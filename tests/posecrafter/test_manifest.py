@@ -107,6 +107,13 @@ def test_a_field_of_another_type_or_out_of_bounds_is_refused(bundle: Path, chang
     refuse(bundle, "bundle-manifest")
 
 
+def test_a_manifest_from_before_iterations_inverts_as_published(bundle: Path) -> None:
+    raw = json.loads((bundle / "manifest.json").read_text())
+    del raw["defaults"]["inversion_iterations"]
+    rewrite(bundle, defaults=raw["defaults"])
+    assert Manifest.read(bundle).defaults.inversion_iterations == 1
+
+
 @pytest.mark.parametrize("name", ["graphs/denoiser.cpu.onnx", "person/weights.safetensors"])
 def test_a_file_that_nobody_vouches_for_is_refused(bundle: Path, name: str) -> None:
     (bundle / name).parent.mkdir(exist_ok=True)

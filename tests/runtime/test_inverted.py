@@ -70,10 +70,11 @@ def test_the_key_changes_with_everything_that_inversion_reads(hashed: Bundle, en
                 Request(poses=poses, steps=5),
                 Request(poses=poses, control_scale=0.5),
                 Request(poses=poses, reference=7),
+                Request(poses=poses, inversion_iterations=2),
             )
         ),
     }
-    assert len(keys) == 7
+    assert len(keys) == 8
     assert (
         inversion_key(hashed.manifest, "engine", session.plan(Request(poses=poses, guidance=9.0)), hashed.prompt)
         in keys

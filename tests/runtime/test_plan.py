@@ -102,6 +102,8 @@ def test_poses_without_a_common_key_point_are_refused(memory_bundle: Bundle) -> 
         ({"guidance": 51.0}, "guidance-range"),
         ({"control_scale": -0.1}, "control-scale-range"),
         ({"inversion": "sideways"}, "inversion"),
+        ({"inversion_iterations": 0}, "inversion-iterations-range"),
+        ({"inversion_iterations": 17}, "inversion-iterations-range"),
         ({"edit": ("face", "foot")}, "edit-region"),
         ({"warp": "cubic"}, "warp"),
         ({"window": 0}, "window-range"),

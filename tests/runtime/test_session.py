@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,12 @@ import pytest
 
 from posecrafter.errors import EngineError, RequestError
 from posecrafter.kernels.warp_latents import truth
-from posecrafter.pose import PoseTrack
-from posecrafter.runtime import Bundle, Request, Session
+from posecrafter.pose import PoseTrack, draw_poses
+from posecrafter.progress import silent
+from posecrafter.runtime import Bundle, Request, Session, make_plan
+from posecrafter.runtime.invert import invert
+from posecrafter.runtime.network import Network
+from posecrafter.runtime.solve import solve
 
 Engines = Callable[[Any], Any]
 
@@ -68,9 +73,38 @@ def test_the_evaluations_of_the_plan_are_those_that_happen(memory_bundle: Bundle
     for inversion in ("reference", "target", None):
         fake = engine(by_time)
         result = Session(memory_bundle, fake).render(
-            Request(poses=target(40, memory_bundle), inversion=inversion)  # type: ignore[arg-type]
+            Request(poses=target(40, memory_bundle), inversion=inversion, inversion_iterations=3)  # type: ignore[arg-type]
         )
         assert result.plan.evaluations == sum(frames * prompts for frames, prompts in fake.passes())
+
+
+def test_each_iteration_of_the_inverse_steps_brings_sampling_nearer_to_the_reference(
+    memory_bundle: Bundle, engine: Engines
+) -> None:
+    def by_place(x: np.ndarray, timestep: int, text: np.ndarray) -> np.ndarray:
+        return np.sin(x + timestep).astype(np.float32)
+
+    network = Network(engine(by_place))
+    reference, poses = memory_bundle.latents[0], memory_bundle.poses[:1]
+    features = network.encode_poses(draw_poses(poses, style="v1.1"))
+    errors = {}
+    for iterations in (1, 2, 4, 12):
+        plan = make_plan(Request(poses=poses, steps=50, guidance=1.0, inversion_iterations=iterations), memory_bundle)
+        noise = invert(network, reference, features, 1, memory_bundle.prompt, plan, silent)
+        conditions = network.conditions(memory_bundle.prompt[None], (1.0,), features, 1.0)
+        back = network.engine.download(solve(network, noise, plan.sampling_steps, conditions, "sample", silent))
+        errors[iterations] = float(np.abs(back[0] - reference).max())
+    assert errors[1] > 3 * errors[2] > 9 * errors[4]
+    assert errors[12] < 2e-4
+
+
+def test_a_bundle_says_how_often_an_inverse_step_is_evaluated(memory_bundle: Bundle) -> None:
+    defaults = replace(memory_bundle.manifest.defaults, inversion_iterations=2)
+    told = replace(memory_bundle, manifest=replace(memory_bundle.manifest, defaults=defaults))
+    request = Request(poses=memory_bundle.poses[:3])
+    assert make_plan(request, memory_bundle).inversion_iterations == 1
+    assert make_plan(request, told).inversion_iterations == 2
+    assert make_plan(replace(request, inversion_iterations=1), told).inversion_iterations == 1
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 16, 100])

@@ -168,6 +168,7 @@ posecrafter::Request request_of(const pc_request& given) {
     constexpr posecrafter::Inversion inversions[] = {posecrafter::Inversion::reference, posecrafter::Inversion::target,
                                                      posecrafter::Inversion::none};
     request.inversion = inversions[choice(given.inversion, 2, "inversion", "a pc_inversion")];
+    request.inversion_iterations = unless_default(given.inversion_iterations);
     request.warp =
         choice(given.warp, 1, "warp", "a pc_warp") ? posecrafter::Warp::bilinear : posecrafter::Warp::nearest;
     if (given.edit > PC_ALL_REGIONS)

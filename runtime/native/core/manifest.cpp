@@ -57,6 +57,8 @@ void read_defaults(const Json& object, const std::string& where, Manifest& out) 
     out.steps = static_cast<int>(fields.whole("steps", 1, largest_count));
     out.guidance = fields.number("guidance");
     out.control_scale = fields.number("control_scale");
+    if (fields.has("inversion_iterations"))
+        out.inversion_iterations = static_cast<int>(fields.whole("inversion_iterations", 1, most_iterations));
     fields.done();
 }
 

@@ -124,7 +124,8 @@ std::uint64_t count_evaluations(const Plan& plan, int steps) {
     const std::uint64_t inverted = plan.inversion == Inversion::none     ? 0
                                    : plan.inversion == Inversion::target ? passes
                                                                          : 1;
-    return std::uint64_t(steps) * (inverted + plan.weights.size() * passes);
+    const auto iterations = static_cast<std::uint64_t>(plan.inversion_iterations);
+    return std::uint64_t(steps) * (iterations * inverted + plan.weights.size() * passes);
 }
 
 // The chosen training frame, or the nearest. A chosen one that shares no key point has no distance: refused too.
@@ -167,6 +168,7 @@ Plan make_plan(const Request& request, const Bundle& bundle) {
         plan.weights = {static_cast<float>(1.0 - guidance), static_cast<float>(guidance)};
     plan.windows = split(request, bundle, plan.weights.size());
     plan.inversion = request.inversion;
+    plan.inversion_iterations = request.inversion_iterations.value_or(m.inversion_iterations);
     if (request.inversion != Inversion::none) plan.inversion_steps = m.schedule.inversion(steps);
     plan.sampling_steps = m.schedule.sampling(steps);
     plan.control_scale = request.control_scale.value_or(m.control_scale);

@@ -53,6 +53,7 @@ std::string Plan::json() const {
     for (const Window& window : windows) out["windows"].push_back({window.start, window.stop});
     out["inversion"] = inversions[static_cast<int>(inversion)];
     out["inversion_steps"] = inversion_steps.size();
+    out["inversion_iterations"] = inversion_iterations;
     out["sampling_steps"] = sampling_steps.size();
     out["prompts"] = weights.size();
     out["weights"] = weights;

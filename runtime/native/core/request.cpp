@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "error.hpp"
+#include "manifest.hpp"
 
 namespace posecrafter {
 
@@ -19,6 +20,9 @@ void Request::check() const {
         refuse("guidance-range", text("guidance is ", *guidance, "; it must be between 0 and 50"));
     if (control_scale && !(*control_scale >= 0 && *control_scale <= 4))
         refuse("control-scale-range", text("control_scale is ", *control_scale, "; it must be between 0 and 4"));
+    if (inversion_iterations && (*inversion_iterations < 1 || *inversion_iterations > most_iterations))
+        refuse("inversion-iterations-range",
+               text("inversion_iterations is ", *inversion_iterations, "; it must be between 1 and ", most_iterations));
     if (window && *window < 1) refuse("window-range", text("window is ", *window, "; it must be at least 1 frame"));
     if (decode_chunk < 1)
         refuse("decode-chunk-range", text("decode_chunk is ", decode_chunk, "; it must be at least 1 frame"));

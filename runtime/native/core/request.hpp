@@ -37,6 +37,7 @@ struct Request {
     std::optional<int> steps;
     std::optional<double> guidance, control_scale;
     Inversion inversion = Inversion::reference;
+    std::optional<int> inversion_iterations;  // evaluations of an inverse step
     std::uint64_t seed = 0;
     std::vector<Region> edit{regions.begin(), regions.end()};
     Warp warp = Warp::nearest;

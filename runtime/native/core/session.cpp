@@ -81,7 +81,7 @@ void Session::render_window(const Request& request, const Plan& plan, const Wind
     const auto scale = static_cast<float>(plan.control_scale);
     const Pass pass{engine_.upload({prompts, m.tokens, m.text_width}, text.data()),
                     engine_.upload({prompts}, plan.weights.data()), features, engine_.upload({}, &scale)};
-    solve(x, frames, plan.sampling_steps, pass, "sample", progress);
+    solve(x, frames, plan.sampling_steps, 1, pass, "sample", progress);
 
     const float* targets = x.data() + cells.size();
     if (output.latents)
@@ -122,12 +122,14 @@ std::vector<float> Session::noise(const Request& request, const Plan& plan, cons
     const std::vector<float> words(prompt, prompt + bundle().prompt.values.size());
     const auto steps = static_cast<int>(plan.inversion_steps.size());
     const auto found = std::find_if(inverted.begin(), inverted.end(), [&](const Inverted& known) {
-        return known.reference == plan.reference && known.steps == steps && known.control_scale == plan.control_scale &&
+        return known.reference == plan.reference && known.steps == steps &&
+               known.iterations == plan.inversion_iterations && known.control_scale == plan.control_scale &&
                known.prompt == words;
     });
     if (found != inverted.end()) return repeat(found->noise, frames);
     const Tensor alone = encode_poses(draw_poses(plan.reference_pose, bundle().manifest.pose_style), 1);
-    inverted.push_back({plan.reference, steps, plan.control_scale, words, invert(plan, prompt, alone, 1, progress)});
+    inverted.push_back({plan.reference, steps, plan.inversion_iterations, plan.control_scale, words,
+                        invert(plan, prompt, alone, 1, progress)});
     if (inverted.size() > remembered) inverted.pop_front();
     return repeat(inverted.back().noise, frames);
 }
@@ -140,31 +142,47 @@ std::vector<float> Session::invert(const Plan& plan, const float* prompt, const 
                     engine_.upload({1}, &one), features, engine_.upload({}, &scale)};
     const auto first = bundle().latents.values.begin() + std::ptrdiff_t(bundle().latent_size()) * plan.reference;
     std::vector<float> x = repeat({first, first + std::ptrdiff_t(bundle().latent_size())}, frames);
-    solve(x, frames, plan.inversion_steps, pass, "invert", progress);
+    solve(x, frames, plan.inversion_steps, plan.inversion_iterations, pass, "invert", progress);
     return x;
 }
 
-// The one loop: x <- a x + b eps(x, t), with eps = sum_b weight_b eps_b, in place. x: [F, L, h, w].
-void Session::solve(std::vector<float>& x, int frames, const std::vector<Step>& steps, const Pass& pass,
+Tensor Session::denoise(const Tensor& x, const Step& step, const Pass& pass, const char* output) {
+    const auto a = static_cast<float>(step.a), b = static_cast<float>(step.b);
+    const Tensor timestep = engine_.upload(step.timestep), scaled = engine_.upload({}, &a),
+                 added = engine_.upload({}, &b);
+    return run("denoiser",
+               {{"x", &x},
+                {"timestep", &timestep},
+                {"a", &scaled},
+                {"b", &added},
+                {"text", &pass.text},
+                {"weight", &pass.weight},
+                {"pose_features", &pass.pose_features},
+                {"control_scale", &pass.control_scale}},
+               output);
+}
+
+// The one loop: x <- a x + b eps(x, t), with eps = sum_b weight_b eps_b, in place. x: [F, L, h, w]. More than one
+// iteration look for the fixed point y = a x + b eps(y, t) instead.
+void Session::solve(std::vector<float>& x, int frames, const std::vector<Step>& steps, int iterations, const Pass& pass,
                     const char* stage, const Progress& progress) {
     const int total = static_cast<int>(steps.size());
-    Tensor state =
-        engine_.upload({frames, bundle().manifest.channels, bundle().cells_high(), bundle().cells_wide()}, x.data());
+    const auto uploaded = [&](const std::vector<float>& values) {
+        return engine_.upload({frames, bundle().manifest.channels, bundle().cells_high(), bundle().cells_wide()},
+                              values.data());
+    };
+    Tensor state = uploaded(x);
+    std::vector<float> next(iterations > 1 ? x.size() : 0);
     tell(progress, stage, 0, total);
     for (int done = 1; const Step& step : steps) {
-        const auto a = static_cast<float>(step.a), b = static_cast<float>(step.b);
-        const Tensor timestep = engine_.upload(step.timestep), scaled = engine_.upload({}, &a),
-                     added = engine_.upload({}, &b);
-        state = run("denoiser",
-                    {{"x", &state},
-                     {"timestep", &timestep},
-                     {"a", &scaled},
-                     {"b", &added},
-                     {"text", &pass.text},
-                     {"weight", &pass.weight},
-                     {"pose_features", &pass.pose_features},
-                     {"control_scale", &pass.control_scale}},
-                    "x_next");
+        state = denoise(state, step, pass, "x_next");
+        for (int i = 1; i < iterations; ++i) {
+            engine_.download(denoise(state, step, pass, "eps"), next.data(), next.size());
+            const auto a = static_cast<float>(step.a), b = static_cast<float>(step.b);
+            std::transform(x.begin(), x.end(), next.begin(), next.begin(),
+                           [a, b](float start, float eps) { return a * start + b * eps; });
+            state = uploaded(next);
+        }
         engine_.download(state, x.data(), x.size());
         if (!std::all_of(x.begin(), x.end(), [](float value) { return std::isfinite(value); }))
             throw Error(Kind::engine, "nan-latents",

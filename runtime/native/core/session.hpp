@@ -51,7 +51,7 @@ class Session {
 
     // The noise that one training frame comes from, and what it depends on.
     struct Inverted {
-        int reference, steps;
+        int reference, steps, iterations;
         double control_scale;
         std::vector<float> prompt, noise;
     };
@@ -74,8 +74,10 @@ class Session {
                              const Progress& progress);
     std::vector<float> invert(const Plan& plan, const float* prompt, const Tensor& features, int frames,
                               const Progress& progress);
-    void solve(std::vector<float>& x, int frames, const std::vector<Step>& steps, const Pass& pass, const char* stage,
-               const Progress& progress);
+    // One evaluation of the network: its output "x_next" or "eps".
+    Tensor denoise(const Tensor& x, const Step& step, const Pass& pass, const char* output);
+    void solve(std::vector<float>& x, int frames, const std::vector<Step>& steps, int iterations, const Pass& pass,
+               const char* stage, const Progress& progress);
     void decode(const float* latents, const Window& window, int chunk, const Output& output, const Progress& progress,
                 const Preview& preview);
 

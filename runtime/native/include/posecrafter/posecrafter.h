@@ -202,13 +202,16 @@ typedef struct pc_request {
      * NULL: no preview. A return value other than 0 stops the work. */
     int (*preview)(void* user, int32_t first, int32_t count, const uint8_t* frames);
     void* user; /* handed to both */
+
+    int32_t inversion_iterations; /* evaluations of an inverse step, 1..16, or PC_DEFAULT; 1 is the published one, each
+                                     further one brings the inversion nearer to the path that sampling takes back */
 } pc_request;
 
 static inline void pc_request_init(pc_request* request) {
     pc_request empty = {0};
     *request = empty;
     request->struct_size = (uint32_t)sizeof *request;
-    request->reference = request->steps = request->window = PC_DEFAULT;
+    request->reference = request->steps = request->window = request->inversion_iterations = PC_DEFAULT;
     request->guidance = request->control_scale = PC_DEFAULT;
     request->edit = PC_ALL_REGIONS;
     request->decode_chunk = 8;
