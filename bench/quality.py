@@ -24,7 +24,7 @@ from posecrafter.bench.machine import append_line, describe_machine
 from posecrafter.bench.records import ROOT, read_records
 from posecrafter.bench.score import nearest_copy, score
 from posecrafter.bench.sheet import write_sheet
-from posecrafter.bench.subjects import Subject, clip_subjects, fitted, held_out, rendered_subjects, sharpness
+from posecrafter.bench.subjects import Subject, clip_subjects, fitted, held_out, rendered_subjects, sharpness, thinned
 from posecrafter.errors import PoseError
 from posecrafter.export.run import Run
 from posecrafter.finetune.base import load_base
@@ -44,12 +44,14 @@ EVERY = 4
 
 @dataclass(frozen=True)
 class Options:
-    """base: whose defaults rule. tuning: fields of FinetuneOptions on top. request: fields of Request. work: folder."""
+    """base: whose defaults rule. tuning: fields of FinetuneOptions on top. request: fields of Request. work: folder.
+    thin: every which target frame is rendered."""
 
     base: str
     tuning: dict[str, Any]
     request: dict[str, Any]
     work: Path
+    thin: int = 1
 
 
 def measure(subject: Subject, name: str, variant: Variant, seed: int, options: Options, progress: Progress) -> Any:
@@ -71,12 +73,13 @@ def measure(subject: Subject, name: str, variant: Variant, seed: int, options: O
         "seed": seed,
         "size": [plan.width, plan.height],
         "frames": len(frames),
+        **({"thin": options.thin} if options.thin > 1 else {}),
         "steps": len(plan.sampling_steps),
         "tuning_steps": run.record["steps"],
         "tuning_seconds": round(run.record["seconds"], 1),
         "render_seconds": round(seconds, 1),
         "pose_error_percent": _pose_error(video, subject, plan.width, plan.height),
-        **_scores(subject, shown),
+        **_scores(subject, shown, max(EVERY // options.thin, 1)),
     }
     if name == FULL:
         _sheet(options.work / f"{subject.name}.png", subject, shown, run.record["pose_style"])
@@ -93,20 +96,21 @@ def _tuned(subject: Subject, name: str, variant: Variant, seed: int, options: Op
     return Run.read(folder)
 
 
-def _scores(subject: Subject, shown: Frames) -> dict[str, Any]:
-    """Against the truth, beside the nearest training frame and the published result; nothing where nobody knows."""
+def _scores(subject: Subject, shown: Frames, every: int) -> dict[str, Any]:
+    """Every so many frames against the truth, beside the nearest training frame and the published result; nothing where
+    nobody knows."""
     if subject.truth is None:
         return {}
     height, width = shown.shape[1:3]
-    truth = fitted(subject.truth, width, height)[::EVERY]
+    truth = fitted(subject.truth, width, height)[::every]
     training = fitted(subject.training.frames, width, height)
     record = {
-        **asdict(score(shown[::EVERY], truth)),
-        "detail": sharpness(shown[::EVERY]) / sharpness(truth),
+        **asdict(score(shown[::every], truth)),
+        "detail": sharpness(shown[::every]) / sharpness(truth),
         "nearest_copy": asdict(score(nearest_copy(training, truth), truth)),
     }
     if subject.published is not None:
-        published = fitted(subject.published, width, height)[::EVERY]
+        published = fitted(subject.published, width, height)[::every]
         record["published"] = asdict(score(published, truth)) | {"detail": sharpness(published) / sharpness(truth)}
     return record
 
@@ -180,13 +184,14 @@ def main() -> None:
     parser.add_argument("--ablate", action="store_true", help="also with each part of the method off")
     parser.add_argument("--variants", default="", help="only these, comma separated")
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--thin", type=int, default=1, help="render every which target frame; default all")
     parser.add_argument("--base", default="pocket")
     parser.add_argument("--tuning", default="{}", help='options of the tuning as JSON: {"steps": 300}')
     parser.add_argument("--request", default="{}", help='options of the request as JSON: {"guidance": 2}')
     parser.add_argument("--out", type=Path, default=Path("out/quality"))
     arguments = parser.parse_args()
     tuning = {"max_seconds": 300.0, **json.loads(arguments.tuning)}
-    options = Options(arguments.base, tuning, json.loads(arguments.request), arguments.out)
+    options = Options(arguments.base, tuning, json.loads(arguments.request), arguments.out, arguments.thin)
     names = _names(arguments.variants) or (tuple(VARIANTS) if arguments.ablate else (FULL,))
     records = read_records(arguments.out / "quality.jsonl")
     done = {(r["subject"], r["variant"], r["seed"]) for r in records}
@@ -207,7 +212,8 @@ def _subjects(arguments: argparse.Namespace) -> Iterator[Subject]:
         other = _names(arguments.other_person)
         clips = clip_subjects(arguments.clips, arguments.out / "poses", _names(arguments.names), other)
     subjects = chain(clips, rendered_subjects(arguments.rendered))
-    return map(held_out, subjects) if arguments.held_out else subjects
+    subjects = map(held_out, subjects) if arguments.held_out else subjects
+    return (thinned(subject, arguments.thin) for subject in subjects)
 
 
 def _names(text: str) -> tuple[str, ...]:

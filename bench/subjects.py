@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -94,6 +94,14 @@ def held_out(subject: Subject, share: float = 0.25) -> Subject:
         target=subject.training_poses[first:],
         truth=judged,
     )
+
+
+def thinned(subject: Subject, every: int) -> Subject:
+    """The subject with every `every`-th target frame alone: as many times as fast, and harder on the temporal layers,
+    which see larger jumps."""
+    part = slice(None, None, every)
+    truth, published = (None if frames is None else frames[part] for frames in (subject.truth, subject.published))
+    return replace(subject, target=subject.target[part], truth=truth, published=published)
 
 
 def fitted(frames: Frames, width: int, height: int) -> Frames:

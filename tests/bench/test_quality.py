@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from posecrafter.bench import quality
-from posecrafter.bench.subjects import clip_subjects, held_out, rendered_subjects, sharpness
+from posecrafter.bench.subjects import clip_subjects, held_out, rendered_subjects, sharpness, thinned
 from posecrafter.errors import RequestError
 
 
@@ -38,6 +38,14 @@ def test_options_are_chosen_on_training_frames_alone(subject):
     inner = held_out(subject, share=0.5)
     assert np.array_equal(np.concatenate([inner.training.frames, inner.truth]), subject.training.frames)
     assert np.array_equal(inner.target.xy, subject.training_poses.xy[2:])
+
+
+def test_a_thinned_subject_keeps_poses_and_truth_together(subject):
+    thin = thinned(subject, 2)
+    assert np.array_equal(thin.target.xy, subject.target.xy[[0, 2, 4]])
+    assert np.array_equal(thin.truth, subject.truth[[0, 2, 4]])
+    assert thin.training is subject.training
+    assert thin.published is None
 
 
 def test_a_blurred_picture_has_less_detail(subject):
