@@ -14,7 +14,7 @@ from posecrafter.bench.machine import append_line, describe_machine
 from posecrafter.errors import RequestError
 from posecrafter.progress import Progress, silent
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parent.parent
 Record = dict[str, Any]
 
 
