@@ -1,8 +1,9 @@
-"""One GPU: its memory and the stream on which everything happens. cuda-bindings alone, no framework."""
+"""One GPU: its memory, the stream on which everything happens, and launches captured from it. cuda-bindings alone, no framework."""
 
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from types import ModuleType
@@ -21,6 +22,18 @@ class DeviceBuffer:
     pointer: int
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
+
+
+class CapturedLaunches:
+    """A CUDA graph: launches that were captured once, launched together from then on. Freed when nothing refers to it."""
+
+    def __init__(self, device: CudaDevice, executable: Any) -> None:
+        self._device, self._executable = device, executable
+        weakref.finalize(self, device._cuda.cudaGraphExecDestroy, executable)
+
+    def launch(self) -> None:
+        """Queue all of it. Raises: EngineError "engine-run"."""
+        self._device._check(self._device._cuda.cudaGraphLaunch(self._executable, self._device.stream))
 
 
 class CudaDevice:
@@ -60,6 +73,35 @@ class CudaDevice:
         self._check(self._cuda.cudaMemcpyAsync(array.ctypes.data, buffer.pointer, array.nbytes, kind, self.stream))
         self.synchronize()
         return array
+
+    def copy(self, to: DeviceBuffer, source: DeviceBuffer) -> None:
+        """Queue a copy between buffers of one shape and type."""
+        size = int(np.prod(source.shape, dtype=np.int64)) * source.dtype.itemsize
+        kind = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToDevice
+        self._check(self._cuda.cudaMemcpyAsync(to.pointer, source.pointer, size, kind, self.stream))
+
+    def capture(self, work: Callable[[int], None]) -> CapturedLaunches | None:
+        """What `work` queues on the stream that it is given, captured instead of done; None where it cannot be captured.
+
+        The stream is one of its own: buffers that are dropped meanwhile are freed on the other, so no graph frees them.
+        """
+        cuda, stream, graph = self._cuda, self._check(self._cuda.cudaStreamCreate()), None
+        try:
+            self._check(
+                cuda.cudaStreamBeginCapture(stream, cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal)
+            )
+            try:
+                work(int(stream))
+            finally:
+                graph = self._check(cuda.cudaStreamEndCapture(stream))
+            return CapturedLaunches(self, self._check(cuda.cudaGraphInstantiate(graph, 0)))
+        except EngineError:
+            cuda.cudaGetLastError()  # the refusal has been seen: the next call must not report it as its own
+            return None
+        finally:
+            if graph is not None:
+                cuda.cudaGraphDestroy(graph)
+            cuda.cudaStreamDestroy(stream)
 
     def scratch(self, size: int) -> int:
         """Memory that graphs work in, one after the other: at least `size` bytes; it only grows."""

@@ -1,13 +1,12 @@
 """TensorRT and TensorRT-RTX: one adapter, since both run plans in the same way.
 
 What was built is checked before the library sees a byte of it (`built.py`). Tensors stay on the GPU; the graphs work in
-one scratch memory, one after the other on one stream. TensorRT-RTX compiles a plan's kernels when they are first used;
-closing the engine keeps them beside the plan (`kept.py`).
+one scratch memory, one after the other on one stream (`tensorrt_graph.py`). TensorRT-RTX compiles a plan's kernels when
+they are first used; closing the engine keeps them beside the plan (`kept.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,82 +15,11 @@ from numpy.typing import NDArray
 
 from posecrafter.errors import EngineError
 from posecrafter.manifest import Manifest
-from posecrafter.runtime.engines.base import Buffer
-from posecrafter.runtime.engines.built import Built, Part, built_folders, choose_profile, read_part
+from posecrafter.runtime.engines.built import Built, built_folders, read_part
 from posecrafter.runtime.engines.cuda_device import CudaDevice, DeviceBuffer, device_target
 from posecrafter.runtime.engines.kept import Kept, Origin
+from posecrafter.runtime.engines.tensorrt_graph import TensorRtGraph
 from posecrafter.runtime.engines.tensorrt_library import load_library
-
-DIMENSIONS: Mapping[str, Mapping[int, str]] = {
-    "x": {0: "frames", 2: "h", 3: "w"},
-    "text": {0: "prompts"},
-    "latents": {0: "frames", 2: "h", 3: "w"},
-    "control_images": {0: "frames", 2: "height", 3: "width"},
-    "input_ids": {0: "prompts"},
-}
-"""Where a pass's sizes are read from: input -> axis -> the name that profiles use. Plans do not keep these names."""
-
-
-class TensorRtGraph:
-    """One deserialized plan with one execution context. kept: the kernels that were compiled for it before."""
-
-    def __init__(self, trt: Any, engine: Any, name: str, part: Part, device: CudaDevice, kept: Kept, cure: str) -> None:
-        self._name, self._part, self._device, self._cure = name, part, device, cure
-        self._engine = engine
-        names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
-        modes = {name: engine.get_tensor_mode(name) for name in names}
-        self._inputs = [name for name in names if modes[name] == trt.TensorIOMode.INPUT]
-        self._outputs = {
-            name: np.dtype(trt.nptype(engine.get_tensor_dtype(name))) for name in names if name not in self._inputs
-        }
-        self._kept, self._before = kept, kept.read()
-        self._context, self._cache = _context(trt, engine, self._before)
-        self._shapes: dict[str, tuple[int, ...]] = {}
-
-    def run(self, inputs: Mapping[str, Buffer]) -> dict[str, Buffer]:
-        context = self._context
-        self._prepare({name: tuple(inputs[name].shape) for name in self._inputs})
-        for name in self._inputs:
-            self._did(context.set_tensor_address(name, inputs[name].pointer), f"take the address of '{name}'")
-        made = {}
-        for name, dtype in self._outputs.items():
-            made[name] = self._device.empty(tuple(context.get_tensor_shape(name)), dtype)
-            self._did(context.set_tensor_address(name, made[name].pointer), f"take the address of '{name}'")
-        self._did(context.execute_async_v3(self._device.stream), "run")
-        return made
-
-    def keep(self) -> None:
-        """Write the kernels that were compiled since, if any."""
-        if self._cache is None:
-            return
-        blob = self._cache.serialize()
-        data = b"" if blob is None else bytes(memoryview(blob))
-        if data not in (b"", self._before) and self._kept.write(data):
-            self._before = data
-
-    def _prepare(self, shapes: dict[str, tuple[int, ...]]) -> None:
-        """Choose the profile, set the shapes, and hand over the scratch memory that they need."""
-        context = self._context
-        if shapes != self._shapes:
-            sizes = {
-                dimension: shapes[name][axis]
-                for name, axes in DIMENSIONS.items()
-                if name in shapes
-                for axis, dimension in axes.items()
-            }
-            index = choose_profile(self._name, self._part.profiles, sizes, self._cure)
-            if index != context.active_optimization_profile:
-                self._did(context.set_optimization_profile_async(index, self._device.stream), f"take profile {index}")
-            for name, shape in shapes.items():
-                self._did(context.set_input_shape(name, shape), f"take {name} {list(shape)}")
-            self._shapes = shapes
-            self._scratch_bytes = int(context.update_device_memory_size_for_shapes())
-        context.set_device_memory(self._device.scratch(self._scratch_bytes), self._scratch_bytes)
-
-    def _did(self, done: bool, what: str) -> None:
-        if not done:
-            self._shapes = {}
-            raise EngineError("engine-run", f"TensorRT cannot {what} in graph '{self._name}'. Run: {self._cure}")
 
 
 class TensorRtEngine:
@@ -196,19 +124,3 @@ def check_validity(trt: Any, runtime: Any, data: bytes, graph: str, cure: str) -
         known = trt.EngineInvalidityDiagnostics.__members__.items()
         told = [name for name, flag in known if bits & int(flag)]
         raise EngineError("plan-invalid", f"the plan of '{graph}' is refused: {', '.join(told) or bits}. Run: {cure}")
-
-
-def _context(trt: Any, engine: Any, kernels: bytes) -> tuple[Any, Any]:
-    """A context whose scratch memory is handed to it; and with TensorRT-RTX, which captures CUDA graphs by itself, the
-    cache of its kernels. kernels: from an earlier process; the library itself passes over what does not fit the GPU."""
-    strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
-    if not hasattr(trt, "CudaGraphStrategy"):
-        return engine.create_execution_context(strategy), None
-    config = engine.create_runtime_config()
-    config.set_execution_context_allocation_strategy(strategy)
-    config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
-    cache = config.create_runtime_cache()
-    if kernels:
-        cache.deserialize(kernels)
-    config.set_runtime_cache(cache)
-    return engine.create_execution_context(config), cache

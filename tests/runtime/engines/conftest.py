@@ -9,6 +9,8 @@ from __future__ import annotations
 import ctypes
 import shutil
 from collections.abc import Callable
+from functools import partial
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -117,24 +119,33 @@ class Checked:
 
 
 class Context:
-    """An execution context that computes with ONNX Runtime what lies at its inputs' addresses."""
+    """An execution context that computes with ONNX Runtime what lies at its inputs' addresses, at once or, on a stream
+    that is captured, whenever the capture is launched."""
 
-    def __init__(self, graph: Path, scratch: int) -> None:
-        self.session = ort.InferenceSession(graph.read_bytes(), providers=["CPUExecutionProvider"])
+    def __init__(self, session: ort.InferenceSession, scratch: int, state: SimpleNamespace) -> None:
+        self.session, self.state = session, state
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.addresses: dict[str, int] = {}
         self.profile, self.scratch, self.memory = 0, scratch, 0
         self.profiles: list[int] = []
 
     def run(self, stream: int) -> bool:
-        assert self.memory >= self.scratch
+        work = partial(self.compute, dict(self.shapes), dict(self.addresses), self.memory)
+        if stream in self.state.capturing:
+            self.state.capturing[stream].append(work)
+            return bool(self.state.capturable)
+        self.state.runs.append(self)
+        work()
+        return True
+
+    def compute(self, shapes: dict[str, tuple[int, ...]], addresses: dict[str, int], memory: int) -> None:
+        assert self.state.live[memory] >= self.scratch
         inputs = {}
         for node in self.session.get_inputs():
             dtype = np.int64 if "int64" in node.type else np.float32
-            inputs[node.name] = _at(self.addresses[node.name], self.shapes[node.name], dtype).copy()
+            inputs[node.name] = _at(addresses[node.name], shapes[node.name], dtype).copy()
         for node, value in zip(self.session.get_outputs(), self.session.run(None, inputs), strict=True):
-            _at(self.addresses[node.name], value.shape, np.float32)[...] = value
-        return True
+            _at(addresses[node.name], value.shape, np.float32)[...] = value
 
     def shape_of(self, name: str) -> tuple[int, ...]:
         frames = next(
@@ -150,6 +161,32 @@ class Context:
         return (frames, *rest[name])
 
 
+def live(context: Context, did: list[str]) -> Checked:
+    """What the adapter sees of a context."""
+
+    def profile(index: int, stream: int) -> bool:
+        context.profile, context.shapes = index, {}
+        context.profiles.append(index)
+        return True
+
+    class Live(Checked):
+        @property
+        def active_optimization_profile(self) -> int:
+            return context.profile
+
+    return Live(
+        trt.IExecutionContext,
+        did,
+        set_optimization_profile_async=profile,
+        set_input_shape=lambda key, shape: context.shapes.__setitem__(key, shape) is None,
+        get_tensor_shape=context.shape_of,
+        set_tensor_address=lambda key, address: context.addresses.__setitem__(key, address) is None,
+        update_device_memory_size_for_shapes=lambda: context.scratch,
+        set_device_memory=lambda pointer, size: setattr(context, "memory", pointer),
+        execute_async_v3=context.run,
+    )
+
+
 def _at(address: int, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     count = int(np.prod(shape, dtype=np.int64))
     raw = (ctypes.c_char * max(count * np.dtype(dtype).itemsize, 1)).from_address(address)
@@ -158,13 +195,17 @@ def _at(address: int, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
 
 @pytest.fixture
 def library(compiled: Path, monkeypatch: pytest.MonkeyPatch, gpu: Callable[[str], None]) -> SimpleNamespace:
-    """TensorRT-RTX and CUDA on host memory. contexts: by graph. did: names used. live: bytes allocated by address.
+    """TensorRT-RTX and CUDA on host memory. contexts: by graph, in the order in which they were made. did: names used.
+    live: bytes allocated by address.
 
     kernels, given: by graph, what a runtime cache gives back and was given; fits: whether it takes what it is given.
+    module: what is imported; without its CudaGraphStrategy it is TensorRT. runs, launched: the contexts that ran, the
+    captures that were launched. capturable: whether a context lets itself be captured.
     """
     gpu("sm89")
     state = SimpleNamespace(contexts={}, did=[], live={}, free=2**30, deserialized=[], fits=True)
     state.given, state.kernels = {}, {}
+    state.capturing, state.runs, state.launched, state.capturable, state.captures = {}, [], [], True, {}
     plans = {
         (next((compiled / "engines").glob(f"*/{name}.plan"))).read_bytes(): name
         for name in ("denoiser", "pose_encoder", "vae_decoder", "text_encoder")
@@ -173,10 +214,11 @@ def library(compiled: Path, monkeypatch: pytest.MonkeyPatch, gpu: Callable[[str]
     def deserialize(data: bytes) -> Checked:
         name = plans[data]
         state.deserialized.append(name)
-        context = Context(compiled / "graphs" / f"{name}.onnx", scratch=1000 * (1 + len(state.contexts)))
-        state.contexts[name] = context
-        nodes = [*context.session.get_inputs(), *context.session.get_outputs()]
-        modes = {n.name: trt.TensorIOMode.INPUT for n in context.session.get_inputs()}
+        graph = (compiled / "graphs" / f"{name}.onnx").read_bytes()
+        session = ort.InferenceSession(graph, providers=["CPUExecutionProvider"])
+        scratch = 1000 * len(state.deserialized)
+        nodes = [*session.get_inputs(), *session.get_outputs()]
+        modes = {n.name: trt.TensorIOMode.INPUT for n in session.get_inputs()}
         state.kernels.setdefault(name, f"kernels of {name}".encode())
 
         def take(kernels: bytes) -> bool:
@@ -192,27 +234,11 @@ def library(compiled: Path, monkeypatch: pytest.MonkeyPatch, gpu: Callable[[str]
             set_runtime_cache=lambda given: given is cache,
         )
 
-        def profile(index: int, stream: int) -> bool:
-            context.profile, context.shapes = index, {}
-            context.profiles.append(index)
-            return True
+        def create(given: Any) -> Checked:
+            context = Context(session, scratch, state)
+            state.contexts.setdefault(name, []).append(context)
+            return live(context, state.did)
 
-        class Live(Checked):
-            @property
-            def active_optimization_profile(self) -> int:
-                return context.profile
-
-        live = Live(
-            trt.IExecutionContext,
-            state.did,
-            set_optimization_profile_async=profile,
-            set_input_shape=lambda key, shape: context.shapes.__setitem__(key, shape) is None,
-            get_tensor_shape=context.shape_of,
-            set_tensor_address=lambda key, address: context.addresses.__setitem__(key, address) is None,
-            update_device_memory_size_for_shapes=lambda: context.scratch,
-            set_device_memory=lambda pointer, size: setattr(context, "memory", state.live[pointer]),
-            execute_async_v3=context.run,
-        )
         return Checked(
             trt.ICudaEngine,
             state.did,
@@ -221,7 +247,7 @@ def library(compiled: Path, monkeypatch: pytest.MonkeyPatch, gpu: Callable[[str]
             get_tensor_mode=lambda key: modes.get(key, trt.TensorIOMode.OUTPUT),
             get_tensor_dtype=lambda key: trt.DataType.FLOAT,
             create_runtime_config=lambda: config,
-            create_execution_context=lambda given: live,
+            create_execution_context=create,
         )
 
     runtime = Checked(
@@ -253,15 +279,42 @@ def library(compiled: Path, monkeypatch: pytest.MonkeyPatch, gpu: Callable[[str]
         ctypes.memmove(to, source, size)
         return (0,)
 
+    streams = count(7)
+
+    def begin(stream: int, mode: Any) -> tuple[int]:
+        state.capturing[stream] = []
+        return (0,)
+
+    def end(stream: int) -> tuple[int, int]:
+        state.captures[stream] = state.capturing.pop(stream)
+        return 0, stream
+
+    def launch(executable: int, stream: int) -> tuple[int]:
+        state.launched.append(executable)
+        for work in state.captures[executable]:
+            work()
+        return (0,)
+
+    def destroy(executable: int) -> tuple[int]:
+        del state.captures[executable]
+        return (0,)
+
     cuda = SimpleNamespace(
-        cudaSetDevice=lambda index: (0,), cudaStreamCreate=lambda: (0, 7), cudaStreamDestroy=lambda stream: (0,),
+        cudaSetDevice=lambda index: (0,), cudaStreamCreate=lambda: (0, next(streams)),
+        cudaStreamDestroy=lambda stream: (0,), cudaStreamBeginCapture=begin, cudaStreamEndCapture=end,
+        cudaStreamCaptureMode=SimpleNamespace(cudaStreamCaptureModeThreadLocal=1), cudaGetLastError=lambda: (0,),
+        cudaGraphInstantiate=lambda graph, flags: (0, graph), cudaGraphDestroy=lambda graph: (0,),
+        cudaGraphLaunch=launch, cudaGraphExecDestroy=destroy,
         cudaStreamSynchronize=lambda stream: (0,), cudaMallocAsync=malloc, cudaFreeAsync=free, cudaMemcpyAsync=copy,
         cudaMemGetInfo=lambda: (0, state.free - sum(state.live.values()), state.free),
-        cudaMemcpyKind=SimpleNamespace(cudaMemcpyHostToDevice="in", cudaMemcpyDeviceToHost="out"),
+        cudaMemcpyKind=SimpleNamespace(
+            cudaMemcpyHostToDevice="in", cudaMemcpyDeviceToHost="out", cudaMemcpyDeviceToDevice="on"
+        ),
     )  # fmt: skip
     real = pytest.importorskip("cuda.bindings.runtime")
     for name in vars(cuda):
         assert hasattr(real, name), name
+    state.module = fake
     monkeypatch.setattr(adapter, "load_library", lambda engine: fake)
     monkeypatch.setattr(cuda_device, "_load", lambda: cuda)
     return state

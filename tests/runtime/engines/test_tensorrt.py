@@ -20,10 +20,10 @@ from posecrafter.errors import EngineError
 from posecrafter.files import read_json, write_json
 from posecrafter.manifest import Manifest
 from posecrafter.runtime import Bundle, Request, Session
-from posecrafter.runtime.engines import choose_engine, open_engine
-from posecrafter.runtime.engines import tensorrt as adapter
+from posecrafter.runtime.engines import choose_engine, open_engine, tensorrt_graph
 from posecrafter.runtime.engines.built import Profile, choose_profile
 from posecrafter.runtime.engines.tensorrt import TensorRtEngine, check_validity, choose_target, find_records
+from posecrafter.runtime.engines.tensorrt_graph import DIMENSIONS
 
 RTX = "tensorrt-rtx"
 
@@ -122,10 +122,78 @@ def test_a_session_on_plans_renders_what_onnxruntime_renders(compiled: Path, lib
     assert (session.engine.name, session.engine.device) == (RTX, "cuda:0")
     found = session.render(request).frames
     assert np.abs(found.astype(int) - expected).max() <= 1
-    assert library.contexts["denoiser"].profiles == [1]  # one frame first, on profile 0, then three
+    inversion, sampling = library.contexts["denoiser"]
+    assert (inversion.profiles, sampling.profiles) == ([], [1])  # one frame on profile 0, three on profile 1
     assert {"execute_async_v3", "set_device_memory", "create_runtime_config"} <= set(library.did)
     np.testing.assert_array_equal(session.render(request).frames, found)
     session.close()
+
+
+def step_inputs(engine: TensorRtEngine) -> dict[str, Any]:
+    """A step of three frames on the toy bundle."""
+    random = np.random.default_rng(0)
+    shapes = {"x": (3, 4, 4, 5), "text": (2, 5, 6), "weight": (2,), "pose_features": (3, 32, 4, 5)}
+    numbers = {name: np.array(value, np.float32) for name, value in (("a", 1.02), ("b", -0.13), ("control_scale", 1.0))}
+    tensors = {name: random.standard_normal(shape, np.float32) for name, shape in shapes.items()}
+    return {name: engine.upload(x) for name, x in {**tensors, **numbers, "timestep": np.array([501])}.items()}
+
+
+def test_steps_of_tensorrt_are_captured_once_and_replayed_to_the_same_numbers(
+    compiled: Path, library: SimpleNamespace
+) -> None:
+    request = Request(poses=Bundle.open(compiled).poses[:2], steps=5)
+    with Session.open(compiled, RTX) as session:
+        expected = session.render(request).frames
+    assert (library.launched, library.captures) == ([], {})  # TensorRT-RTX captures by itself
+    del library.module.CudaGraphStrategy
+    library.runs.clear()
+    with Session.open(compiled, RTX) as session:
+        np.testing.assert_array_equal(session.render(request).frames, expected)
+        inversion, sampling = library.contexts["denoiser"][-2:]
+        assert [library.runs.count(context) for context in (inversion, sampling)] == [1, 1]
+        counts = sorted(library.launched.count(capture) for capture in set(library.launched))
+        assert counts == [4, 4]
+        np.testing.assert_array_equal(session.render(request).frames, expected)
+    assert library.captures == {}
+
+
+def test_a_step_is_captured_anew_where_what_it_reads_lies_elsewhere(compiled: Path, library: SimpleNamespace) -> None:
+    del library.module.CudaGraphStrategy
+    engine = TensorRtEngine(compiled, RTX)
+    graph, inputs = engine.load("denoiser"), step_inputs(engine)
+    first = engine.download(graph.run(inputs)["x_next"])
+    np.testing.assert_array_equal(engine.download(graph.run(inputs)["x_next"]), first)
+    assert (len(library.runs), len(library.launched)) == (1, 1)
+    moved = {**inputs, "text": engine.upload(engine.download(inputs["text"]))}
+    np.testing.assert_array_equal(engine.download(graph.run(moved)["x_next"]), first)
+    assert (len(library.runs), len(library.launched)) == (2, 1)
+    graph.run({**moved, "x": engine.upload(engine.download(inputs["x"]))})  # copied: its own address does not matter
+    assert (len(library.runs), len(library.launched)) == (2, 2)
+    engine.close()
+
+
+def test_where_a_step_cannot_be_captured_it_is_enqueued(compiled: Path, library: SimpleNamespace) -> None:
+    request = Request(poses=Bundle.open(compiled).poses[:2], steps=3)
+    with Session.open(compiled, RTX) as session:
+        expected = session.render(request).frames
+    del library.module.CudaGraphStrategy
+    library.capturable = False
+    with Session.open(compiled, RTX) as session:
+        np.testing.assert_array_equal(session.render(request).frames, expected)
+    assert library.launched == []
+
+
+@pytest.mark.parametrize(("remembered", "made"), [(2, 2), (1, 4)])
+def test_contexts_are_kept_for_the_shapes_met_last(
+    remembered: int, made: int, compiled: Path, library: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tensorrt_graph, "REMEMBERED", remembered)
+    engine = TensorRtEngine(compiled, RTX)
+    graph = engine.load("text_encoder")
+    for prompts in (1, 2, 1, 2):
+        graph.run({"input_ids": engine.upload(np.zeros((prompts, 5), np.int64))})
+    assert len(library.contexts["text_encoder"]) == made
+    engine.close()
 
 
 def test_nothing_stays_allocated_but_what_is_used(compiled: Path, library: SimpleNamespace) -> None:
@@ -194,7 +262,7 @@ def test_the_names_of_the_sizes_are_those_of_the_graphs(compiled: Path) -> None:
         session = ort.InferenceSession(compiled / "graphs" / f"{name}.onnx", providers=["CPUExecutionProvider"])
         for node in session.get_inputs():
             named = {axis: size for axis, size in enumerate(node.shape) if isinstance(size, str)}
-            known = adapter.DIMENSIONS.get(node.name)
+            known = DIMENSIONS.get(node.name)
             assert known is None or known == named, node.name
     assert Manifest.read(compiled).precision == "fp16"
 
