@@ -1,4 +1,4 @@
-"""One GPU: its memory, the stream on which everything happens, and launches captured from it. cuda-bindings alone, no framework."""
+"""One GPU: its memory, the stream on which everything happens, captured launches. cuda-bindings alone, no framework."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class DeviceBuffer:
 
 
 class CapturedLaunches:
-    """A CUDA graph: launches that were captured once, launched together from then on. Freed when nothing refers to it."""
+    """A CUDA graph: launches that were captured once and are queued together. Freed when nothing refers to it."""
 
     def __init__(self, device: CudaDevice, executable: Any) -> None:
         self._device, self._executable = device, executable
@@ -81,7 +81,7 @@ class CudaDevice:
         self._check(self._cuda.cudaMemcpyAsync(to.pointer, source.pointer, size, kind, self.stream))
 
     def capture(self, work: Callable[[int], None]) -> CapturedLaunches | None:
-        """What `work` queues on the stream that it is given, captured instead of done; None where it cannot be captured.
+        """What `work` queues on the stream that it is given, captured instead of done; None where that is refused.
 
         The stream is one of its own: buffers that are dropped meanwhile are freed on the other, so no graph frees them.
         """

@@ -1,8 +1,8 @@
 """One plan on the GPU: an execution context for each set of shapes, and buffers that stay where they are.
 
-A step of the solver is the same launches on the same addresses, over and over. So what changes from step to step is copied
-into buffers of the context's own, and its outputs are overwritten by its next run; `tensorrt-rtx` then replays one CUDA
-graph by itself, and `tensorrt` one that is captured here.
+A step of the solver is the same launches on the same addresses, over and over. So what changes from step to step is
+copied into buffers of the context's own, and its outputs are overwritten by its next run; `tensorrt-rtx` then replays
+one CUDA graph by itself, and `tensorrt` one that is captured here.
 """
 
 from __future__ import annotations
@@ -36,8 +36,10 @@ Shapes = tuple[tuple[int, ...], ...]
 
 
 class TensorRtGraph:
-    """A deserialized plan. kept: the kernels that were compiled for it before. A denoiser's outputs are overwritten by the
-    next run at the same shapes."""
+    """A deserialized plan. kept: the kernels that were compiled for it before.
+
+    A denoiser's outputs are overwritten by its next run at the same shapes.
+    """
 
     def __init__(self, trt: Any, engine: Any, name: str, part: Part, device: CudaDevice, kept: Kept, cure: str) -> None:
         self._name, self._part, self._device, self._cure = name, part, device, cure
@@ -156,9 +158,9 @@ class Context:
 
 
 def _configuration(trt: Any, engine: Any, kernels: bytes) -> tuple[Any, Any]:
-    """What contexts are made with, so that their scratch memory is handed to them; and with TensorRT-RTX, which captures
-    CUDA graphs by itself, the cache of its kernels. kernels: from an earlier process; the library itself passes over what
-    does not fit the GPU."""
+    """What contexts are made with, so that their scratch memory is handed to them; and with TensorRT-RTX, which
+    captures CUDA graphs by itself, the cache of its kernels. kernels: from an earlier process; the library itself
+    passes over what does not fit the GPU."""
     strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
     if not hasattr(trt, "CudaGraphStrategy"):
         return strategy, None
