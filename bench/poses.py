@@ -2,30 +2,44 @@
 
     python -m posecrafter.bench.poses repair               rendered people, 2 px of noise, a tenth of the points dropped
     python -m posecrafter.bench.poses driven DRIVER PERSON bone lengths when DRIVER's poses drive PERSON (pose files)
+    python -m posecrafter.bench.poses crossing             rendered pairs who walk past each other, extracted one by one
 
 repair: mean distance to the exact key points in pixels of a 512-pixel image, before and after `poses smooth`.
 driven: for each bone both show, its length in the result over the person's own, with and without `poses retarget`; both
 lengths in units of that track's head, so that framing and size do not count as proportions.
+crossing: by nose, neck and shoulders, the share of the frames with poses that all show one and the same person, those
+with none, and the mean distance to the exact key points in pixels of a 512-pixel image.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
+import cv2
 import numpy as np
+from numpy.typing import NDArray
 
-from posecrafter.pocket.bodies import place_body
+from posecrafter.bench.rendered import plain_squares
+from posecrafter.errors import PoseError
+from posecrafter.pocket.bodies import paint_body, place_body
 from posecrafter.pocket.figures import OVERSAMPLING, key_points, random_scene, scores
 from posecrafter.pocket.motion import clip_poses
-from posecrafter.pose import PoseTrack, read_poses
+from posecrafter.pocket.paint import Canvas
+from posecrafter.pose import PoseTrack, extract_poses, read_poses
 from posecrafter.pose.proportions import measure
 from posecrafter.pose.repair import repair
 from posecrafter.pose.retarget import retarget
 from posecrafter.pose.smooth import FILTERS
+from posecrafter.pose.track import KEY_POINTS
+from posecrafter.video import write_video
 
 SIZE, PEOPLE, FRAMES = 512, 6, 100
 NOISE, DROPPED = 2.0, 0.1
+HEAD = 0.13
+TRUNK = [0, 1, 2, 5]
 BLANK = np.zeros((2, 8, 8, 3), np.uint8)
 
 
@@ -83,9 +97,63 @@ def driven(driver: PoseTrack, person: PoseTrack) -> list[dict[str, float | str]]
     return records
 
 
+def crossing(seed: int) -> tuple[NDArray[np.uint8], list[PoseTrack]]:
+    """Frames of two people before one camera, and the exact key points of each: the first walks from left to right, in
+    front of the second, who comes the other way."""
+    random = np.random.default_rng(seed)
+    scenes = [random_scene(random, plain_squares(seed), SIZE) for _ in range(2)]
+    motions = [clip_poses(random, FRAMES, calm=True) for _ in range(2)]
+    large, frames, points = SIZE * OVERSAMPLING, [], []
+    for index, share in enumerate(np.linspace(0, 1, FRAMES)):
+        places = [np.array([x, 0.3]) * large for x in (0.2 + 0.6 * share, 0.8 - 0.6 * share)]
+        canvas = Canvas(scenes[0].backdrop.astype(np.float32), scenes[0].light, scenes[0].contrast)
+        bodies = [
+            place_body(scene.person, motion[index], place, HEAD * large)
+            for scene, motion, place in zip(scenes, motions, places, strict=True)
+        ]
+        for one in (1, 0):
+            paint_body(canvas, scenes[one].person, motions[one][index], bodies[one])
+        frames.append(np.clip(cv2.resize(canvas.pixels, (SIZE, SIZE), interpolation=cv2.INTER_AREA), 0, 255))
+        points.append([key_points(body) / OVERSAMPLING for body in bodies])
+    seen = np.ones((FRAMES, KEY_POINTS), np.float32)
+    tracks = [PoseTrack(np.array(own, np.float32), seen, SIZE, SIZE) for own in zip(*points, strict=True)]
+    return np.stack(frames).astype(np.uint8), tracks
+
+
+def told_apart(frames: NDArray[np.uint8], people: list[PoseTrack], number: int) -> dict[str, float]:
+    """Whom the extraction of person `number` shows: the share of one and the same, and of frames with nobody."""
+    with TemporaryDirectory() as folder:
+        video = Path(folder) / "pair.mp4"
+        write_video(video, frames, fps=25)
+        found = extract_poses(video, person=str(number), allow_missing=True)
+    shown = found.visible[:, TRUNK].all(axis=1)
+    apart = np.array([np.linalg.norm(found.xy - own.xy, axis=2)[:, TRUNK].mean(axis=1) for own in people])
+    nearest = apart.argmin(axis=0)[shown]
+    owner = int(np.bincount(nearest).argmax())
+    return {
+        "same_person": round(float(np.mean(nearest == owner)), 3),
+        "nobody": round(float(np.mean(~shown)), 3),
+        "px": round(float(apart[owner, shown][nearest == owner].mean()), 2),
+    }
+
+
+def crossings() -> list[dict[str, float | str]]:
+    records: list[dict[str, float | str]] = []
+    for seed in range(PEOPLE):
+        frames, people = crossing(seed)
+        for number in range(len(people)):
+            try:
+                records.append({"pair": seed, "person": number, **told_apart(frames, people, number)})
+            except PoseError as error:
+                records.append({"pair": seed, "person": number, "refused": error.code})
+    return records
+
+
 def main() -> None:
     if sys.argv[1:] == ["repair"]:
         records = repaired()
+    elif sys.argv[1:] == ["crossing"]:
+        records = crossings()
     elif len(sys.argv) == 4 and sys.argv[1] == "driven":
         records = driven(read_poses(sys.argv[2]), read_poses(sys.argv[3]))
     else:

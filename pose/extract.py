@@ -131,7 +131,8 @@ def _others_hidden(
     boxes = [np.array([one["box"] for one in seen], np.float64).reshape(-1, 4) for seen in sightings]
     hips = [np.array([one["hips"] for one in seen], np.float64).reshape(-1, 2) for seen in sightings]
     spines = [np.stack([(box[:, :2] + box[:, 2:]) / 2, hip], 1) for box, hip in zip(boxes, hips, strict=True)]
-    people = find_people(boxes)
+    looks = [np.array([one["look"] for one in seen], np.float64).reshape(len(seen), -1) for seen in sightings]
+    people = find_people(boxes, looks)
     chosen = choose(people, person, name)
     progress(PEOPLE_STAGE, len(clip), len(clip), f"person {chosen} of {len(people)}, counted from the left, from 0")
     ways = [spine_of(one, spines) for one in people]

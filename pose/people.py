@@ -1,7 +1,7 @@
 """Several people in a clip: who is who from frame to frame, whom to follow, and hiding the others.
 
-People are told apart by where they are and how large, not by how they look. Somebody who is out of sight for longer
-than LOST frames, or leaves, counts as another person when he comes back.
+People are told apart by where they are, how large, and, where that is known, by the colours they wear. Somebody who is
+out of sight for longer than LOST frames, or leaves, counts as another person when he comes back.
 """
 
 from __future__ import annotations
@@ -14,10 +14,16 @@ import numpy.typing as npt
 
 from posecrafter.errors import PoseError, RequestError
 
-# A second at 25 frames/s: long enough for somebody to pass in front.
-LOST = 25
+# Two seconds at 25 frames/s: long enough for somebody to walk past in front.
+LOST = 50
+# Unseen for as many frames, nobody keeps his pace; whoever is seen then is first looked for among those seen since.
+BRIEFLY = 5
 # Farther than this, in box sides from where he was heading, or more than twice as large, is somebody else.
 REACH = 1.0
+# What wholly other colours count for, in box sides of distance, where a box may be one person's or another's.
+LOOKS = 4.0
+# What one sighting adds to how somebody is known to look.
+NEW_LOOK = 0.1
 # Seen in less than a tenth of the frames that the clip's most seen person is in: a passer-by or a false alarm.
 BRIEF = 0.1
 
@@ -52,50 +58,65 @@ class _Trail:
         self.found: list[int] = []
         self.boxes: list[Floats] = []
         self.velocity = np.zeros(2)
+        self.look: Floats = np.zeros(0)
 
-    def add(self, frame: int, index: int, box: Floats) -> None:
+    def add(self, frame: int, index: int, box: Floats, look: Floats) -> None:
+        self.look = (1 - NEW_LOOK) * self.look + NEW_LOOK * look if self.frames else look
         if self.frames:
             step = (_centre(box) - _centre(self.boxes[-1])) / (frame - self.frames[-1])
-            # Half old, half new: a detector's boxes tremble.
-            self.velocity = (self.velocity + step) / 2
+            # Mostly the old one: a detector's boxes tremble.
+            self.velocity = 0.8 * self.velocity + 0.2 * step if len(self.frames) > 1 else step / 2
         self.frames.append(frame)
         self.found.append(index)
         self.boxes.append(box)
 
-    def cost(self, frame: int, box: Floats) -> float:
-        """How unlike him a box is: distance from where he was heading in box sides, and the ratio of the sizes."""
-        away = frame - self.frames[-1]
+    def away(self, frame: int, box: Floats) -> float:
+        """How far from him a box is: distance from where he was heading in box sides, and the ratio of the sizes."""
+        unseen = frame - self.frames[-1]
         last = self.boxes[-1]
         side, other = _side(last), _side(box)
-        # Nobody keeps his pace unseen for long.
-        expected = _centre(last) + self.velocity * min(away, 5)
+        expected = _centre(last) + self.velocity * min(unseen, BRIEFLY)
         distance = float(np.linalg.norm(_centre(box) - expected)) / max(side, other)
-        return distance + abs(float(np.log2(other / side)))
+        # Where somebody is after a while is known less well.
+        return distance / (1 + unseen / LOST) + abs(float(np.log2(other / side)))
+
+    def unlike(self, look: Floats) -> float:
+        """How little of the colours is the same, from 0 to 1 (Hellinger's distance); 0 where they are not known."""
+        if not (self.look.any() and look.any()):
+            return 0.0
+        alike = float(self.look @ look) / float(np.linalg.norm(self.look) * np.linalg.norm(look))
+        return float(np.sqrt(max(1 - alike, 0)))
 
 
-def find_people(boxes: Sequence[Floats]) -> list[Person]:
-    """Who is who. boxes: for each frame [n, 4] left, top, right, bottom of everybody seen, pixels.
+def find_people(boxes: Sequence[Floats], looks: Sequence[Floats] | None = None) -> list[Person]:
+    """Who is who. boxes: for each frame [n, 4] left, top, right, bottom of everybody seen, pixels. looks: [n, k] the roots
+    of the shares of k colours, zeros or None where they are not known.
+
+    A box goes to who was seen just before, if it can be his, and else to who has been out of sight: where one walks past
+    another, only the one in front is seen, and he must not be taken for the other when both are.
 
     People from left to right as they are on average; brief appearances are left out.
     """
     trails: list[_Trail] = []
-    for frame, seen in enumerate(boxes):
+    looks = [np.zeros((len(seen), 0)) for seen in boxes] if looks is None else looks
+    for frame, (seen, worn) in enumerate(zip(boxes, looks, strict=True)):
         active = [trail for trail in trails if frame - trail.frames[-1] <= LOST]
-        costs = [
-            (trail.cost(frame, box), number, index)
+        fits = [
+            (frame - trail.frames[-1] > BRIEFLY, away + LOOKS * trail.unlike(worn[index]), number, index)
             for number, trail in enumerate(active)
             for index, box in enumerate(seen)
+            if (away := trail.away(frame, box)) <= REACH
         ]
         taken: dict[int, int] = {}
-        for cost, number, index in sorted(costs):
-            if cost <= REACH and number not in taken.values() and index not in taken:
+        for _, _, number, index in sorted(fits):
+            if number not in taken.values() and index not in taken:
                 taken[index] = number
         for index, box in enumerate(seen):
             if index in taken:
-                active[taken[index]].add(frame, index, box)
+                active[taken[index]].add(frame, index, box, worn[index])
             else:
                 trails.append(_Trail())
-                trails[-1].add(frame, index, box)
+                trails[-1].add(frame, index, box, worn[index])
     most = max((len(trail.frames) for trail in trails), default=0)
     people = [
         Person(np.array(trail.frames), np.array(trail.found), np.array(trail.boxes))

@@ -2,7 +2,8 @@
 
 A bone is seen at most at its full length and shorter wherever it points towards the camera or away from it, so its
 length is a high quantile over the frames, not their mean. How far each figure can be trusted is measured as well: it
-is taken again from every quarter of the track, and the quarters' spread is its error.
+is taken again from every quarter of the track, and the quarters' spread is its error. One quarter may be far shorter
+than the others: whoever turned away for a while has shown his full length all the same.
 """
 
 from __future__ import annotations
@@ -44,6 +45,8 @@ JOINTS = {
 FULL_LENGTH = 0.85
 QUARTERS = 4
 FEWEST = 3
+# The standard deviation of four normal values over that of the three largest, on average.
+WHOLE_SPREAD = 1.4
 
 
 @dataclass(frozen=True)
@@ -123,5 +126,8 @@ def _measure(of: Callable[[slice], float], frames: int) -> Measure | None:
     edges = np.linspace(0, frames, QUARTERS + 1).astype(int)
     parts = np.array([of(slice(a, b)) for a, b in pairwise(edges) if b > a])
     parts = parts[parts > 0]
-    error = float(np.std(np.log(parts))) if len(parts) >= FEWEST else float("inf")
-    return Measure(value, error)
+    if len(parts) < FEWEST:
+        return Measure(value, float("inf"))
+    spread = float(np.std(np.log(parts)))
+    longest = np.sort(parts)[-FEWEST:]
+    return Measure(value, min(spread, WHOLE_SPREAD * float(np.std(np.log(longest)))))

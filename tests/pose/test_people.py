@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from posecrafter.errors import PoseError, RequestError
+from posecrafter.pose.extractors.people import look
 from posecrafter.pose.people import LOST, choose, find_people, hide_others, spine_of
 
 
@@ -39,6 +40,35 @@ def test_people_who_pass_each_other_are_not_exchanged() -> None:
     assert len(people) == 2
     ends = sorted((person.boxes[0, 0], person.boxes[-1, 0]) for person in people)
     assert ends == [(75, 429), (434, 80)]
+
+
+def test_who_stops_behind_another_and_comes_back_out_is_known_by_his_colours() -> None:
+    # Both are at the same two places again; the one in front has gone from one to the other, or has not.
+    red, blue = np.eye(4)[0], np.eye(4)[1]
+    there = [[square(110, side=80), square(190, side=80)]] * 10
+    meeting = [[square(150, side=80)]] * 10
+    for back in (red, blue):
+        after = blue if back is red else red
+        looks = [np.stack([red, blue])] * 10 + [red[None]] * 10 + [np.stack([back, after])] * 10
+        people = find_people(seen(*there, *meeting, *there), looks)
+        assert len(people) == 2
+        in_front = next(person for person in people if len(person.frames) == 30)
+        assert set(in_front.found[-10:].tolist()) == {0 if back is red else 1}
+
+
+def test_colours_alone_make_nobody_another_person() -> None:
+    looks = [np.eye(4)[frame // 10][None] for frame in range(40)]
+    assert len(find_people(seen(*[[square(100)]] * 40), looks)) == 1
+
+
+def test_a_look_is_the_roots_of_the_shares_of_colours_between_head_and_hips() -> None:
+    frame = np.zeros((100, 100, 3), np.uint8)
+    frame[:, :50] = (255, 0, 0)
+    found = np.array(look(frame, [30, 10, 70, 50], [50, 90]))
+    assert found.shape == (64,)
+    assert dict(enumerate(found[found > 0])) == {0: 0.707, 1: 0.707}
+    assert np.flatnonzero(found).tolist() == [0, 48]
+    assert not any(look(frame, [130, 10, 170, 50], [150, 90]))
 
 
 @pytest.mark.parametrize(("gap", "count"), [(LOST - 1, 1), (LOST + 1, 2)])

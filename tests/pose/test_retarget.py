@@ -110,6 +110,18 @@ def test_the_result_has_the_persons_build(scene: SceneOf, posed: Posed) -> None:
         assert abs(np.log(ratio)) <= abs(np.log(before.lengths[bone].value / wanted.lengths[bone].value)), bone
 
 
+def test_a_driver_who_turns_away_for_a_quarter_of_the_clip_gets_the_persons_shoulders(
+    scene: SceneOf, posed: Posed
+) -> None:
+    narrow, broad = (replace(one, head=0.2, y=0.3) for one in narrow_and_broad(scene, 0))
+    poses = [replace(pose, turn=1.4) if 20 <= frame < 40 else pose for frame, pose in enumerate(moves(1))]
+    driver, person = posed(narrow, poses), posed(broad, moves(2))
+    before, after, wanted = (measure(track) for track in (driver, retarget(driver, person)[0], person))
+    assert before.lengths["shoulders"].error < 0.1
+    off = [abs(np.log(one.lengths["shoulders"].value / wanted.lengths["shoulders"].value)) for one in (before, after)]
+    assert off[1] < 0.06 < off[0]
+
+
 def test_keep_framing_leaves_place_and_size_and_takes_the_proportions(scene: SceneOf, posed: Posed) -> None:
     narrow, broad = narrow_and_broad(scene, 1)
     driver, person = posed(narrow, moves(1)), posed(broad, moves(2))

@@ -50,7 +50,7 @@ def extract(
     """
     from posecrafter.cli.bars import bars
     from posecrafter.pose import extract_poses, write_poses
-    from posecrafter.pose.estimators import estimator_of
+    from posecrafter.pose.estimators import PEOPLE, estimator_of
     from posecrafter.pose.extract import check_persons
     from posecrafter.pose.kept import keep
     from posecrafter.pose.openpose import read_origin, read_poses
@@ -67,7 +67,7 @@ def extract(
         _say(out, track, as_json, before=True)
         return
     partial = out.with_name(f"{out.name}.partial")
-    with keep(partial, source | {"script": chosen.script_hash()}) as kept:
+    with keep(partial, source | {"script": chosen.script_hash(), "people": PEOPLE.script_hash()}) as kept:
         try:
             with bars() as progress:
                 track = extract_poses(video, progress, first, last, allow_missing, person, chosen, kept)
