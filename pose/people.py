@@ -89,11 +89,11 @@ class _Trail:
 
 
 def find_people(boxes: Sequence[Floats], looks: Sequence[Floats] | None = None) -> list[Person]:
-    """Who is who. boxes: for each frame [n, 4] left, top, right, bottom of everybody seen, pixels. looks: [n, k] the roots
-    of the shares of k colours, zeros or None where they are not known.
+    """Who is who. boxes: for each frame [n, 4] left, top, right, bottom of everybody seen, pixels. looks: for each
+    frame [n, k] the roots of the shares of k colours, zeros or None where they are not known.
 
-    A box goes to who was seen just before, if it can be his, and else to who has been out of sight: where one walks past
-    another, only the one in front is seen, and he must not be taken for the other when both are.
+    A box goes to who was seen just before, if it can be his, and else to who has been out of sight: where one walks
+    past another, only the one in front is seen, and he must not be taken for the other when both are.
 
     People from left to right as they are on average; brief appearances are left out.
     """

@@ -60,8 +60,8 @@ def sighting(detection: Any, width: int, height: int) -> dict[str, list[float]]:
 
 
 def look(frame: Any, box: list[float], hips: list[float]) -> list[float]:
-    """The roots of the shares of 64 colours, four levels a channel, from the box to the hips, half as wide as the box so
-    that little else is in it; zeros where that is outside of the picture. frame: uint8 [H, W, 3]."""
+    """The roots of the shares of 64 colours, four levels a channel, from the box to the hips, half as wide as the box
+    so that little else is in it; zeros where that is outside of the picture. frame: uint8 [H, W, 3]."""
     import numpy as np
 
     middle, quarter = (box[0] + box[2]) / 2, (box[2] - box[0]) / 4
