@@ -83,12 +83,12 @@ def check_parity(
     figures: dict[str, Any] = {"engine": f"onnxruntime {version('onnxruntime')} on {ours.device}"}
     checks: dict[str, Callable[[], float]] = {}
     for name in reference:
-        checks[name] = partial(_graph_distance, name, ours, theirs, sample, smallest)
+        checks[name] = partial(graph_distance, name, ours, theirs, sample, smallest)
         if (folder / "graphs" / f"{name}.cpu.onnx").is_file():
-            checks[f"{name}, portable"] = partial(_graph_distance, name, portable, theirs, sample, smallest)
+            checks[f"{name}, portable"] = partial(graph_distance, name, portable, theirs, sample, smallest)
         if (folder / "graphs" / f"{name}.{PLUGINS}.onnx").is_file():
-            checks[f"{name}, plugins"] = partial(_graph_distance, name, ours, theirs, sample, smallest, f".{PLUGINS}")
-    checks["latents"] = partial(_latent_distance, ours, theirs, sample)
+            checks[f"{name}, plugins"] = partial(graph_distance, name, ours, theirs, sample, smallest, f".{PLUGINS}")
+    checks["latents"] = partial(latent_distance, ours, theirs, sample)
     try:
         for done, (name, distance) in enumerate(checks.items(), start=1):
             if cancel is not None and cancel():
@@ -118,7 +118,7 @@ def _checked(name: str, distance: Callable[[], float], limit: float, precision: 
     return float(f"{figure:.3g}")
 
 
-def _graph_distance(name: str, ours: Engine, theirs: Engine, sample: Sample, smallest: int, variant: str = "") -> float:
+def graph_distance(name: str, ours: Engine, theirs: Engine, sample: Sample, smallest: int, variant: str = "") -> float:
     """The largest relative distance over three sizes and all outputs. variant: of our graph, as its file is named."""
     high, wide = (min(cells, LARGEST) for cells in sample.latents.shape[2:])
     odd = smallest | 1
@@ -161,7 +161,7 @@ def _inputs(
     }
 
 
-def _latent_distance(ours: Engine, theirs: Engine, sample: Sample) -> float:
+def latent_distance(ours: Engine, theirs: Engine, sample: Sample) -> float:
     """After 10 inversion steps of one frame and 10 guided sampling steps of three."""
     results = []
     high, wide = (min(cells, LARGEST) for cells in sample.latents.shape[2:])

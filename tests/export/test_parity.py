@@ -37,7 +37,7 @@ def test_cut_repeats_and_crops_latents_to_any_size(sample: Sample) -> None:
 def test_numbers_that_are_not_finite_fail(
     sample: Sample, tiny_bundle: Path, graphs: dict[str, Graph], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(parity, "_graph_distance", lambda *_: float("nan"))
+    monkeypatch.setattr(parity, "graph_distance", lambda *_: float("nan"))
     with pytest.raises(ExportError) as caught:
         check_parity(tiny_bundle, graphs, sample, "fp32", smallest=5)
     assert caught.value.code == "parity"
@@ -51,8 +51,8 @@ def test_only_a_half_graph_may_go_uncompared_and_the_manifest_says_so(
     def unable(*_: Any) -> float:
         raise EngineError("engine-load", "no kernel for this node in half precision")
 
-    monkeypatch.setattr(parity, "_graph_distance", unable)
-    monkeypatch.setattr(parity, "_latent_distance", unable)
+    monkeypatch.setattr(parity, "graph_distance", unable)
+    monkeypatch.setattr(parity, "latent_distance", unable)
     if precision == "fp32":
         with pytest.raises(EngineError):
             check_parity(tiny_bundle, graphs, sample, precision, smallest=5)
