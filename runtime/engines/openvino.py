@@ -21,6 +21,10 @@ VERSION = str(ov.__version__)
 HINTS = {"fp32": "f32", "bf16": "bf16"}
 """Precisions of the arithmetic, and OpenVINO's words for them. Weights and borders are what the bundle's are."""
 
+INVERTED_IN = "fp32"
+"""Precision of a denoiser's pass over one frame, whatever the others' is. Such a pass inverts the reference: every
+target starts from its result, so that its error is in all of them, and it is a small part of the work."""
+
 _STATIC_BYTES = 2**30
 """Above this much of weights a graph is compiled once, for any size: each compiled size holds weights of its own."""
 
@@ -98,9 +102,12 @@ class OpenVinoGraph:
         blob = self._blob(blob_name(self._name, shapes)) if self._static else None
         if blob is not None:
             return self._core.import_model(blob, "CPU", dict(self._options))
+        options = dict(self._options)
         if self._static:
             self._model.reshape({name: list(shape) for name, shape in shapes.items()})
-        return self._core.compile_model(self._model, "CPU", dict(self._options))
+            if self._name == "denoiser" and shapes["x"][0] == 1:
+                options["INFERENCE_PRECISION_HINT"] = HINTS[INVERTED_IN]
+        return self._core.compile_model(self._model, "CPU", options)
 
 
 class OpenVinoEngine:

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <filesystem>
 #include <list>
+#include <string_view>
 
 #include "module.hpp"
 
@@ -13,6 +14,10 @@ namespace {
 
 // Above this much of weights a graph is compiled once, for any size: each compiled size holds weights of its own.
 constexpr std::uintmax_t static_bytes = 1U << 30;
+// OpenVINO's word for the precision of a denoiser's pass over one frame, whatever the others' is. Such a pass inverts
+// the reference: every target starts from its result, so that its error is in all of them, and it is a small part of
+// the work.
+constexpr const char* inverted_in = "f32";
 // Sizes of a graph that stay compiled: one frame, the pass, the chunk of decoding and its last.
 constexpr std::size_t resident = 4;
 
@@ -215,16 +220,24 @@ void reshape(const Graph& graph, const char* const* names, const std::vector<Sha
     library.check(status, "engine-load", "OpenVINO cannot reshape " + graph.path);
 }
 
+bool inverts(const Graph& graph, const char* const* names, const std::vector<Shape>& shapes) {
+    if (!graph.fixed || std::filesystem::path(graph.path).stem() != "denoiser") return false;
+    for (std::size_t i = 0; i < shapes.size(); ++i)
+        if (std::string_view(names[i]) == "x") return shapes[i][0] == 1;
+    return false;
+}
+
 Compiled compile(Graph& graph, const char* const* names, const std::vector<Shape>& shapes) {
     const OpenVino& engine = graph.engine;
     const Library& library = engine.library;
     if (graph.fixed) reshape(graph, names, shapes);
     ov_compiled_model_t* model = nullptr;
     const std::string threads = std::to_string(engine.threads);
+    const char* precision = inverts(graph, names, shapes) ? inverted_in : engine.precision.c_str();
     // The last pair is left out where the number of threads is OpenVINO's choice.
     library.check(library.ov_core_compile_model(engine.core.get(), graph.model.get(), "CPU", engine.threads > 0 ? 6 : 4,
                                                 &model, "PERFORMANCE_HINT", "LATENCY", "INFERENCE_PRECISION_HINT",
-                                                engine.precision.c_str(), "INFERENCE_NUM_THREADS", threads.c_str()),
+                                                precision, "INFERENCE_NUM_THREADS", threads.c_str()),
                   "engine-load", "OpenVINO cannot compile " + graph.path);
     Owned<ov_compiled_model_t> owned(model, library.ov_compiled_model_free);
     ov_infer_request_t* request = nullptr;

@@ -124,6 +124,41 @@ def test_bf16_stays_close_to_fp32(
     assert 1e-5 < distance(found, run(onnxruntime, "denoiser", inputs)["eps"]) < tolerance["bf16"]
 
 
+@pytest.mark.skipif(not HAS_BF16, reason="this CPU has no bf16 (OpenVINO's OPTIMIZATION_CAPABILITIES)")
+def test_a_pass_over_one_frame_which_inverts_is_fp32_where_others_are_bf16(
+    tiny_bundle: Path, onnxruntime: OnnxRuntimeEngine, graph_inputs: Make, distance: Distance, tolerance: Any
+) -> None:
+    engine, inputs = OpenVinoEngine(tiny_bundle, threads=1, precision="bf16"), graph_inputs("denoiser", 1, 1, 8, 8)
+    found, expected = run(engine, "denoiser", inputs)["eps"], run(onnxruntime, "denoiser", inputs)["eps"]
+    assert distance(found, expected) < tolerance["fp32"]
+
+
+def test_the_precision_of_a_pass_over_one_frame_is_asked_for_by_the_adapter(
+    tiny_bundle: Path, graph_inputs: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # On any CPU: what OpenVINO is asked for, not what it then computes in.
+    asked: list[tuple[int, str]] = []
+    real = ov.Core
+
+    class Core:
+        def __init__(self) -> None:
+            self._core = real()
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._core, name)
+
+        def compile_model(self, model: ov.Model, device: str, options: dict[str, Any]) -> ov.CompiledModel:
+            asked.append((model.input("x").shape[0], options["INFERENCE_PRECISION_HINT"]))
+            return self._core.compile_model(model, device, {**options, "INFERENCE_PRECISION_HINT": "f32"})
+
+    monkeypatch.setattr(adapter.ov, "Core", Core)
+    monkeypatch.setattr(adapter, "check_precision", lambda core, precision: None)
+    engine = OpenVinoEngine(tiny_bundle, threads=1, precision="bf16")
+    for frames in (1, 2):
+        run(engine, "denoiser", graph_inputs("denoiser", frames, 1, 8, 8))
+    assert asked == [(1, "f32"), (2, "bf16")]
+
+
 def test_a_precision_that_is_none_is_refused(tiny_bundle: Path) -> None:
     with pytest.raises(EngineError) as caught:
         OpenVinoEngine(tiny_bundle, precision="int4")
