@@ -190,6 +190,10 @@ def main() -> None:
     parser.add_argument("--request", default="{}", help='options of the request as JSON: {"guidance": 2}')
     parser.add_argument("--out", type=Path, default=Path("out/quality"))
     arguments = parser.parse_args()
+    if min(arguments.thin, arguments.seeds) < 1 or arguments.rendered < 0:
+        parser.error("--thin and --seeds are at least 1, --rendered at least 0")
+    if unknown := set(_names(arguments.variants)) - set(VARIANTS):
+        parser.error(f"no variant {', '.join(sorted(unknown))}; there are: {', '.join(VARIANTS)}")
     tuning = {"max_seconds": 300.0, **json.loads(arguments.tuning)}
     options = Options(arguments.base, tuning, json.loads(arguments.request), arguments.out, arguments.thin)
     names = _names(arguments.variants) or (tuple(VARIANTS) if arguments.ablate else (FULL,))

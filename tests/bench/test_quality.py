@@ -86,3 +86,11 @@ def test_the_table_gives_means_over_seeds_and_leaves_blank_what_nobody_knows():
         "| a | the method | 2 | 21.00 ± 1.00 | 0.5000 ± 0.0000 | 0.80 ± 0.00 |  | 18.00 / 0.400 |"
     )
     assert rows[3] == "| b | the method | 1 |  |  |  |  |  |  |"
+
+
+@pytest.mark.parametrize("words", [["--thin", "0"], ["--seeds", "0"], ["--rendered", "-1"], ["--variants", "no legs"]])
+def test_numbers_and_names_that_are_none_are_refused_in_a_line(words, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["quality", *words])
+    with pytest.raises(SystemExit):
+        quality.main()
+    assert "error: " in capsys.readouterr().err.splitlines()[-1]
