@@ -72,7 +72,8 @@ def _without_insertion(session: Session, request: Request) -> Frames:
     frames = []
     for window in plan.windows:
         part = slice(window.start, window.stop)
-        x = edit_latents(np.repeat(noise, len(window) + 1, axis=0), plan.motions[part], factor, plan.warp)[1:]
+        every = np.repeat(noise, len(window) + 1, axis=0)
+        x = edit_latents(every, plan.motions[part], factor, plan.warp, plan.keep_mean)[1:]
         features = network.encode_poses(draw_poses(plan.poses[part], style=style))
         conditions = network.conditions(text, plan.weights, features, plan.control_scale)
         x = solve(network, up(x), plan.sampling_steps, conditions, "sample", silent)

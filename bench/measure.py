@@ -69,7 +69,14 @@ def open_runner(runner: Runner, run: Path, bundle: Path, threads: int | None = N
 def _request(case: Case, runner: Runner, poses: PoseTrack, steps: int) -> Request:
     """With the published inversion, whatever the bundle's default is, so that all runners compute the same."""
     target = poses[[frame % len(poses) for frame in range(case.frames)]]
-    return Request(poses=target, steps=steps, guidance=GUIDANCE, inversion=runner.inversion, inversion_iterations=1)
+    return Request(
+        poses=target,
+        steps=steps,
+        guidance=GUIDANCE,
+        inversion=runner.inversion,
+        inversion_iterations=1,
+        keep_mean=False,
+    )
 
 
 def _render(case: Case, run: Path, bundle: Path, threads: int | None = None) -> list[dict[str, Any]]:

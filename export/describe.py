@@ -32,6 +32,7 @@ def describe(run: Run, base: Base, options: ExportOptions) -> Manifest:
             guidance=defaults.guidance,
             control_scale=defaults.control_scale,
             inversion_iterations=defaults.inversion_iterations,
+            keep_mean=defaults.keep_mean,
         ),
         pose_style=record["pose_style"],
         fps=record["fps"],

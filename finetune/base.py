@@ -45,9 +45,10 @@ Network = TypeVar("Network", VideoUNet, VideoControlNet)
 class Defaults:
     """What a base is best used with; posecrafter.json in its folder may say, these are SD 1.5's [C].
 
-    Generation: width and height in pixels, steps, guidance, control_scale, inversion_iterations (ours; 1 is the
-    published inversion). Fine-tuning: optimizer, learning_rate, lr_schedule, loss_weighting, signal_leak, train_steps,
-    train (the scope), window (frames of one pass), adapt_decoder (steps; ours, 0 is off).
+    Generation: width and height in pixels, steps, guidance, control_scale, inversion_iterations and keep_mean (ours; 1
+    and False are the published inversion and editing). Fine-tuning: optimizer, learning_rate, lr_schedule,
+    loss_weighting, signal_leak, train_steps, train (the scope), window (frames of one pass), adapt_decoder (steps;
+    ours, 0 is off).
     """
 
     width: int = 512
@@ -56,6 +57,7 @@ class Defaults:
     guidance: float = 12.0
     control_scale: float = 1.0
     inversion_iterations: int = 1
+    keep_mean: bool = False
     optimizer: Optimizer = "adamw"
     learning_rate: float = 3e-5
     lr_schedule: LearningSchedule = "constant"
@@ -74,7 +76,7 @@ class Defaults:
             if name not in kinds:
                 raise BaseModelError("base-defaults", f"{path}: unknown default {name!r}; known: {', '.join(kinds)}")
             allowed = (int, float) if kinds[name] is float else kinds[name]
-            if not isinstance(value, allowed) or isinstance(value, bool):
+            if not isinstance(value, allowed) or isinstance(value, bool) != (kinds[name] is bool):
                 raise BaseModelError("base-defaults", f"{path}: {name} is {value!r}, expected {kinds[name].__name__}")
         literals = {
             "train": Scope,

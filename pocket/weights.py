@@ -22,6 +22,7 @@ DEFAULTS: dict[str, Any] = {
         "guidance": 1.0,
         "control_scale": 1.0,
         "inversion_iterations": 2,
+        "keep_mean": True,
         "optimizer": "muon",
         "learning_rate": 3e-3,
         "lr_schedule": "cosine",

@@ -59,7 +59,7 @@ class Text:
 @dataclass(frozen=True)
 class Defaults:
     """What a request gets when it does not say: sizes in pixels, solver steps, guidance, ControlNet's scale,
-    evaluations of an inverse step (older manifests do not tell: 1)."""
+    evaluations of an inverse step, whether editing keeps a frame's mean (older manifests do not tell: 1, false)."""
 
     width: int
     height: int
@@ -67,6 +67,7 @@ class Defaults:
     guidance: float
     control_scale: float
     inversion_iterations: int = 1
+    keep_mean: bool = False
 
 
 @dataclass(frozen=True)

@@ -138,17 +138,25 @@ def _bilinear(source: NDArray[np.float32], origin: Array) -> NDArray[np.float32]
     return (total / np.sqrt(square)).astype(np.float32)
 
 
-def edit(engine: Engine, noise: Buffer, motions: Sequence[Mapping[Region, Motion]], factor: int, mode: Warp) -> Buffer:
+def edit(
+    engine: Engine,
+    noise: Buffer,
+    motions: Sequence[Mapping[Region, Motion]],
+    factor: int,
+    mode: Warp,
+    keep_mean: bool = False,
+) -> Buffer:
     """A pass's initial latents with every region moved, [F, L, h, w], F = len(motions) + 1, in the engine's memory.
 
     noise: [F, L, h, w], frame 0 the reference, which is what every region is taken from; or [1, L, h, w], the reference
-    for all frames. An engine that can edit does it where they lie; for any other they are edited here.
+    for all frames. keep_mean: see `edit_latents`. An engine that can edit does it where they lie; for any other they
+    are edited here.
     """
     if isinstance(engine, Editing):
-        return engine.edit(noise, *_in_cells(motions, factor), mode)
+        return engine.edit(noise, *_in_cells(motions, factor), mode, keep_mean)
     latents = engine.download(noise)
     every = np.repeat(latents, (len(motions) + 1) // len(latents), axis=0)
-    return engine.upload(edit_latents(every, motions, factor, mode))
+    return engine.upload(edit_latents(every, motions, factor, mode, keep_mean))
 
 
 def _in_cells(motions: Sequence[Mapping[Region, Motion]], factor: int) -> tuple[Array, NDArray[np.int32]]:
@@ -164,14 +172,24 @@ def _in_cells(motions: Sequence[Mapping[Region, Motion]], factor: int) -> tuple[
 
 
 def edit_latents(
-    noise: NDArray[np.float32], motions: Sequence[Mapping[Region, Motion]], factor: int, mode: Warp
+    noise: NDArray[np.float32],
+    motions: Sequence[Mapping[Region, Motion]],
+    factor: int,
+    mode: Warp,
+    keep_mean: bool = False,
 ) -> NDArray[np.float32]:
     """The initial latents with every region moved, float32 [F, L, h, w], F = len(motions) + 1.
 
-    noise: float32 [F, L, h, w], frame 0 the reference, which is what every region is taken from.
+    noise: float32 [F, L, h, w], frame 0 the reference, which is what every region is taken from. keep_mean: shift each
+    channel of a frame back to the mean that it had before [I]. A face pasted over background is there twice, so the
+    frame's mean is another; and Stable Diffusion's last timestep lets 7 % of a picture through, so that a network reads
+    the colours of the whole picture from it.
     """
     out = noise.copy()
     for frame, regions in enumerate(motions, start=1):
         for motion in regions.values():
             warp_region(out[frame], noise[0], motion, factor, mode)
+    if keep_mean:
+        before, after = (x.mean(axis=(2, 3), dtype=np.float64) for x in (noise, out))
+        out += (before - after)[..., None, None].astype(np.float32)
     return out

@@ -59,7 +59,7 @@ class Plan:
     poses: the M target poses on the bundle's canvas; reference_pose: q_r, one frame.
     inversion_steps and sampling_steps: (t, a, b) of every solver step. inversion_iterations: evaluations of each of the
     former. prompts: B of sampling; weights: [B].
-    motions: for each target frame, region -> Motion. skips: the regions left alone.
+    motions: for each target frame, region -> Motion, moved as warp and keep_mean say. skips: the regions left alone.
     evaluations: frame evaluations of the network (a pass over F frames and B prompts counts F * B).
     memory: estimated peak bytes of a pass. warnings: one line each, with the cure.
     """
@@ -80,6 +80,7 @@ class Plan:
     motions: tuple[dict[Region, Motion], ...]
     skips: tuple[Skip, ...]
     warp: Warp
+    keep_mean: bool
     evaluations: int
     memory: int
     warnings: tuple[str, ...]
@@ -105,6 +106,7 @@ class Plan:
             "prompts": len(self.weights),
             "weights": list(self.weights),
             "control_scale": self.control_scale,
+            "keep_mean": self.keep_mean,
             "edited": {region: edited[region] for region in _POINTS},
             "skipped": len(self.skips),
             "frame_evaluations": self.evaluations,
@@ -146,6 +148,7 @@ def make_plan(request: Request, bundle: Bundle) -> Plan:
         motions=motions,
         skips=skips,
         warp=request.warp,
+        keep_mean=m.defaults.keep_mean if request.keep_mean is None else request.keep_mean,
         evaluations=_evaluations(request.inversion, windows, steps, iterations, len(weights)),
         memory=_memory(bundle, max(len(window) for window in windows) + 1, len(weights)),
         warnings=tuple(_warnings(table, reference, poses, windows, skips)),

@@ -34,6 +34,8 @@ class Request:
     seed: of that noise; unused with inversion.
     reference: index of the training frame that is inverted and inserted; None for the one nearest to the whole target.
     edit: regions whose initial latents are moved with the pose (METHOD section 3.4). warp: how they are resampled.
+    keep_mean: whether a frame's latents keep their mean where regions are moved (`edit_latents`); False is the
+        published editing. None for the bundle's default.
     window: target frames per pass; None for as many as the bundle allows.
     decode_chunk: frames per pass of the VAE decoder; changes memory, not the picture.
     memory: bytes that a pass may use by the plan's estimate; shortens the windows.
@@ -51,6 +53,7 @@ class Request:
     reference: int | None = None
     edit: tuple[Region, ...] = REGIONS
     warp: Warp = "nearest"
+    keep_mean: bool | None = None
     window: int | None = None
     decode_chunk: int = 8
     memory: int | None = None

@@ -136,7 +136,8 @@ class Session:
             with clock("invert"):
                 noise = self._noise(request, plan, features, len(poses), prompt, progress, cancel)
             with clock("edit"):
-                x = edit(network.engine, noise, plan.motions[window.start : window.stop], self._factor, plan.warp)
+                moved = plan.motions[window.start : window.stop]
+                x = edit(network.engine, noise, moved, self._factor, plan.warp, plan.keep_mean)
             with clock("sample"):
                 conditions = network.conditions(text, plan.weights, features, plan.control_scale)
                 x = solve(network, x, plan.sampling_steps, conditions, "sample", progress, cancel)

@@ -36,6 +36,12 @@ Seed = Annotated[int, typer.Option("--seed", help="Of the noise with --inversion
 Reference = Annotated[int | None, typer.Option("--reference", help="Training frame to start from; default nearest.")]
 Edit = Annotated[str, typer.Option("--edit", help="Regions to edit, comma separated; or none.")]
 Warp = Annotated[str, typer.Option("--warp", help="nearest or bilinear (variance-corrected).")]
+KeepMean = Annotated[
+    bool | None,
+    typer.Option(
+        "--keep-mean/--free-mean", help="Whether editing keeps a frame's mean colour.  [default: the bundle's]"
+    ),
+]
 Windowing = Annotated[int | None, typer.Option("--window", help="Target frames a pass.")]
 Memory = Annotated[float | None, typer.Option("--memory", help="Memory budget of a pass, in MiB.")]
 _CACHE = Path.home() / ".cache" / "posecrafter" / "inversions"
@@ -60,6 +66,7 @@ def generate_command(
     reference: Reference = None,
     edit: Edit = "face,left_hand,right_hand",
     warp: Warp = "nearest",
+    keep_mean: KeepMean = None,
     window: Windowing = None,
     memory: Memory = None,
     fps: Annotated[float | None, typer.Option("--fps", help="Frames a second; default the training video's.")] = None,
@@ -102,6 +109,7 @@ def generate_command(
         reference=reference,
         edit=edit,
         warp=warp,
+        keep_mean=keep_mean,
         window=window,
         memory=memory,
         decode_chunk=decode_chunk,

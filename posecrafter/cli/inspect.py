@@ -54,6 +54,7 @@ def inspect_command(
         "training frames": f"{m.training_frames} at {m.fps:g} a second",
         "defaults": f"{m.defaults.steps} steps, guidance {m.defaults.guidance:g}, control {m.defaults.control_scale:g}",
         "an inverse step takes": f"{m.defaults.inversion_iterations} evaluations",
+        "editing": "keeps a frame's mean" if m.defaults.keep_mean else "as published",
         "pose style": m.pose_style,
         "engine auto takes": auto if isinstance(auto, str) else f"{auto}: {auto.told}",
         **{f"parity: {name}": f"{value}" for name, value in m.parity.items()},

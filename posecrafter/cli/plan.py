@@ -13,6 +13,7 @@ from posecrafter.cli.generate import (
     Guidance,
     Inversion,
     Iterations,
+    KeepMean,
     Memory,
     Poses,
     Reference,
@@ -39,6 +40,7 @@ def plan_command(
     inversion_iterations: Iterations = None,
     reference: Reference = None,
     edit: Edit = "face,left_hand,right_hand",
+    keep_mean: KeepMean = None,
     window: Windowing = None,
     memory: Memory = None,
     sheet: Annotated[Path | None, typer.Option("--sheet", help="Draw the plan too, as a picture (.png).")] = None,
@@ -59,6 +61,7 @@ def plan_command(
         inversion_iterations=inversion_iterations,
         reference=reference,
         edit=edit,
+        keep_mean=keep_mean,
         window=window,
         memory=memory,
     )

@@ -65,11 +65,13 @@ class Editing(Protocol):
         origins: NDArray[np.float64],
         boxes: NDArray[np.int32],
         mode: Literal["nearest", "bilinear"],
+        keep_mean: bool,
     ) -> Buffer:
         """A new buffer [F, L, h, w]: noise with every region's box overwritten from noise's frame 0.
 
         noise: [F, L, h, w], or [1, L, h, w] for F equal frames. origins: [F, R, 2, 3], cell (u, v) of a frame -> cell
         of frame 0; boxes: [F, R, 4], (left, top, right, bottom), the last two exclusive, an empty one no region. A
-        later region lies over an earlier one; cells that come from outside keep their value.
+        later region lies over an earlier one; cells that come from outside keep their value. keep_mean: each channel
+        of a frame is then shifted back to the mean that it had before.
         """
         ...

@@ -198,11 +198,16 @@ class EditingTorchEngine(TorchEngine):
         origins: NDArray[np.float64],
         boxes: NDArray[np.int32],
         mode: Literal["nearest", "bilinear"],
+        keep_mean: bool,
     ) -> Buffer:
         with torch.inference_mode(), torch.cuda.device_of(noise):
             # A recorded step's latents are channels-last, and its own: the operator reads a copy and writes another.
             every = noise.expand(len(origins), -1, -1, -1).contiguous()
-            return self._warp(every, every[0], self.upload(origins), self.upload(boxes), mode)
+            edited = self._warp(every, every[0], self.upload(origins), self.upload(boxes), mode)
+            if keep_mean:
+                before, after = (x.mean(dim=(2, 3), keepdim=True, dtype=torch.float64) for x in (every, edited))
+                edited = edited + (before - after).to(edited.dtype)
+            return edited
 
 
 def _line(error: Exception) -> str:

@@ -121,8 +121,10 @@ def test_a_scheduler_that_does_not_predict_noise_is_refused(folder) -> None:
 
 def test_a_base_says_what_it_is_best_used_with(folder, tmp_path) -> None:
     file = folder / "posecrafter.json"
-    file.write_text(json.dumps({"defaults": {"train": "all", "learning_rate": 1}, "pose_style": "v1.1-small"}))
-    assert read_base_defaults(folder) == Defaults(train="all", learning_rate=1)
+    file.write_text(
+        json.dumps({"defaults": {"train": "all", "learning_rate": 1, "keep_mean": True}, "pose_style": "v1.1-small"})
+    )
+    assert read_base_defaults(folder) == Defaults(train="all", learning_rate=1, keep_mean=True)
     assert load_base(folder).pose_style == "v1.1-small"
     file.unlink()
     assert read_base_defaults(folder) == Defaults()
@@ -134,6 +136,7 @@ def test_a_base_says_what_it_is_best_used_with(folder, tmp_path) -> None:
         {"defaults": {"stepps": 3}},
         {"defaults": {"steps": "3"}},
         {"defaults": {"steps": True}},
+        {"defaults": {"keep_mean": 1}},
         {"defaults": {"train": "some"}},
         {"pose_style": "cubist"},
         [],

@@ -64,6 +64,7 @@ void run(const std::string& bundle, Words words) {
     request.inversion_iterations = static_cast<std::int32_t>(number("inversion_iterations", PC_DEFAULT));
     request.edit = static_cast<std::uint32_t>(number("edit", PC_ALL_REGIONS));
     request.warp = static_cast<std::int32_t>(number("warp", PC_WARP_NEAREST));
+    request.keep_mean = static_cast<std::int32_t>(number("keep_mean", PC_DEFAULT));
     request.window = static_cast<std::int32_t>(number("window", PC_DEFAULT));
     request.decode_chunk = static_cast<std::int32_t>(number("decode_chunk", 8));
     request.seed = static_cast<std::uint64_t>(number("seed", 0));

@@ -84,6 +84,7 @@ MALFORMED: dict[str, Callable[[Path], Any]] = {
     "four steps and a point": edit_manifest(lambda v: v["defaults"].update(steps=4.0)),
     "no steps": edit_manifest(lambda v: v["defaults"].update(steps=0)),
     "no iterations": edit_manifest(lambda v: v["defaults"].update(inversion_iterations=0)),
+    "a mean kept by a number": edit_manifest(lambda v: v["defaults"].update(keep_mean=1)),
     "too many iterations": edit_manifest(lambda v: v["defaults"].update(inversion_iterations=17)),
     "too many channels": edit_manifest(lambda v: v["latents"].update(channels=5000)),
     "a side that is too long": edit_manifest(lambda v: v["defaults"].update(width=16385)),

@@ -102,6 +102,7 @@ void ranges(Fixture& f) {
     refused("steps-range", [](pc_request& r) { r.steps = 1001; });
     refused("inversion-iterations-range", [](pc_request& r) { r.inversion_iterations = 0; });
     refused("inversion-iterations-range", [](pc_request& r) { r.inversion_iterations = 17; });
+    refused("keep_mean", [](pc_request& r) { r.keep_mean = 2; });
     refused("guidance-range", [](pc_request& r) { r.guidance = -3; });
     refused("guidance-range", [](pc_request& r) { r.guidance = NAN; });
     refused("control-scale-range", [](pc_request& r) { r.control_scale = 4.5; });

@@ -38,12 +38,14 @@ TINY = {
     "17 frames, body alone": Case(17, False, {"steps": 2, "decode_chunk": 5, "reference": 3}),
     "nine frames in windows, no guidance": Case(9, True, {"window": 4, "guidance": 1.0, "edit": ("left_hand",)}),
     "one frame, inverted in three iterations": Case(1, True, {"inversion_iterations": 3}),
+    "nine frames that keep their means": Case(9, True, {"keep_mean": True}),
     "17 frames from noise": Case(17, True, {"inversion": None, "seed": 7, "steps": 3, "control_scale": 0.5}),
 }
 POCKET = {
     "one frame": Case(1, True, {"steps": 4, "guidance": 3.0}),
     "nine frames": Case(9, True, {"steps": 3}, "eve"),
     "nine frames, every copy inverted": Case(9, True, {"steps": 2, "inversion": "target", "warp": "bilinear"}),
+    "nine frames edited as published": Case(9, True, {"steps": 2, "keep_mean": False}),
     "17 frames, body alone": Case(17, False, {"steps": 2, "decode_chunk": 5}, "eve"),
     "17 frames, body alone, every copy inverted": Case(17, False, {"steps": 2, "inversion": "target"}, "eve"),
 }
@@ -76,6 +78,8 @@ def in_words(options: dict[str, Any]) -> dict[str, Any]:
     if "edit" in words:
         bits = {"face": 1, "left_hand": 2, "right_hand": 4}
         words["edit"] = sum(bits[region] for region in words["edit"])
+    if "keep_mean" in words:
+        words["keep_mean"] = int(words["keep_mean"])
     if "warp" in words:
         words["warp"] = int(words["warp"] == "bilinear")
     return words

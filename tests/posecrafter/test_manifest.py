@@ -107,11 +107,12 @@ def test_a_field_of_another_type_or_out_of_bounds_is_refused(bundle: Path, chang
     refuse(bundle, "bundle-manifest")
 
 
-def test_a_manifest_from_before_iterations_inverts_as_published(bundle: Path) -> None:
+def test_a_manifest_that_is_older_inverts_and_edits_as_published(bundle: Path) -> None:
     raw = json.loads((bundle / "manifest.json").read_text())
-    del raw["defaults"]["inversion_iterations"]
+    del raw["defaults"]["inversion_iterations"], raw["defaults"]["keep_mean"]
     rewrite(bundle, defaults=raw["defaults"])
-    assert Manifest.read(bundle).defaults.inversion_iterations == 1
+    defaults = Manifest.read(bundle).defaults
+    assert (defaults.inversion_iterations, defaults.keep_mean) == (1, False)
 
 
 @pytest.mark.parametrize("name", ["graphs/denoiser.cpu.onnx", "person/weights.safetensors"])

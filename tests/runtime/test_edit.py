@@ -125,29 +125,44 @@ class Far:
 class Near(Far):
     """One that can: it tells what it was asked for."""
 
-    def edit(self, noise: object, origins: np.ndarray, boxes: np.ndarray, mode: str) -> object:
-        return noise, origins, boxes, mode
+    def edit(self, noise: object, origins: np.ndarray, boxes: np.ndarray, mode: str, keep_mean: bool) -> object:
+        return noise, origins, boxes, mode, keep_mean
 
 
 @pytest.mark.parametrize("mode", ["nearest", "bilinear"])
-@pytest.mark.parametrize("frames", [1, 3])
-def test_an_engine_that_cannot_edit_gets_what_the_host_computes_bit_for_bit(mode: Any, frames: int) -> None:
+@pytest.mark.parametrize(("frames", "keep_mean"), [(1, False), (3, False), (1, True), (3, True)])
+def test_an_engine_that_cannot_edit_gets_what_the_host_computes_bit_for_bit(
+    mode: Any, frames: int, keep_mean: bool
+) -> None:
     noise = RNG.standard_normal((frames, 4, 9, 11)).astype(np.float32)
     turn = Motion(np.array([[0.9, -0.3, 14], [0.2, 1.1, -6]]), (2, 1, 9, 8), "affine")
     motions = [{"face": turn}, {}]
     far = Far()
-    found = far.download(edit(far, far.upload(noise), motions, 8, mode))  # type: ignore[arg-type, list-item]
+    found = far.download(edit(far, far.upload(noise), motions, 8, mode, keep_mean))  # type: ignore[arg-type, list-item]
     every = noise if frames == 3 else noise[[0, 0, 0]]
-    np.testing.assert_array_equal(found, edit_latents(every, motions, 8, mode))  # type: ignore[arg-type]
+    np.testing.assert_array_equal(found, edit_latents(every, motions, 8, mode, keep_mean))  # type: ignore[arg-type]
+
+
+def test_frames_that_keep_their_means_differ_from_the_published_ones_by_a_number_a_channel() -> None:
+    noise = RNG.standard_normal((3, 4, 9, 11)).astype(np.float32)
+    noise[:, :, 2:6, 2:6] += 3  # what is pasted is brighter than what it is pasted over
+    shift = Motion(np.array([[1.0, 0, 40], [0, 1, 16]]), (7, 4, 11, 8), "affine")
+    motions: list[Any] = [{"face": shift}, {}]
+    published, kept = (edit_latents(noise, motions, 8, "nearest", keep) for keep in (False, True))
+    assert np.abs(published[1].mean(axis=(1, 2)) - noise[1].mean(axis=(1, 2))).min() > 0.1
+    np.testing.assert_allclose(kept.mean(axis=(2, 3)), noise.mean(axis=(2, 3)), atol=1e-6)
+    apart = kept[1] - published[1]
+    assert np.ptp(apart, axis=(1, 2)).max() < 1e-6
+    np.testing.assert_array_equal(kept[[0, 2]], noise[[0, 2]])
 
 
 def test_an_engine_that_edits_is_told_every_region_in_cells_and_keeps_the_latents() -> None:
     near, held = Near(), object()
     shift, box = np.array([[1.0, 0, 16], [0, 2, 8]]), (3, 2, 6, 5)
     motions = [{}, {"left_hand": Motion(shift, box, "affine"), "face": Motion(IDENTITY, box, "affine")}]
-    noise, origins, boxes, mode = edit(near, held, motions, 8, "nearest")  # type: ignore[arg-type]
+    noise, origins, boxes, mode, keep_mean = edit(near, held, motions, 8, "nearest", True)  # type: ignore[arg-type]
     assert noise is held
-    assert mode == "nearest"
+    assert (mode, keep_mean) == ("nearest", True)
     assert (origins.shape, origins.dtype, boxes.dtype) == ((3, 3, 2, 3), np.float64, np.int32)
     np.testing.assert_array_equal(boxes, [[[0] * 4] * 3] * 2 + [[box, box, [0] * 4]])
     # Cell (3, 2) has its centre at pixel (28, 20), which came from (12, 6): cell (1, 0.25).

@@ -107,6 +107,28 @@ def test_a_bundle_says_how_often_an_inverse_step_is_evaluated(memory_bundle: Bun
     assert make_plan(replace(request, inversion_iterations=1), told).inversion_iterations == 1
 
 
+def test_a_bundle_says_whether_editing_keeps_a_frames_mean_and_a_request_overrules_it(
+    memory_bundle: Bundle, engine: Engines
+) -> None:
+    half = memory_bundle.latents + np.float32(2) * (np.arange(8) < 4)  # so that what is moved changes the mean
+    memory_bundle = replace(memory_bundle, latents=half)
+    defaults = replace(memory_bundle.manifest.defaults, keep_mean=True)
+    told = replace(memory_bundle, manifest=replace(memory_bundle.manifest, defaults=defaults))
+    track = target(3, memory_bundle)
+    request = Request(poses=PoseTrack(track.xy + np.float32(16), track.score, track.width, track.height))
+    frames: dict[bool, list[np.ndarray]] = {}
+    for keeps in (None, True, False):
+        for bundle in (memory_bundle, told):
+            wanted = bundle is told if keeps is None else keeps
+            result = Session(bundle, engine(by_time)).render(replace(request, keep_mean=keeps))
+            assert result.plan.keep_mean == wanted
+            frames.setdefault(wanted, []).append(result.frames)
+    for same in frames.values():
+        assert len(same) == 3
+        assert all((one == same[0]).all() for one in same)
+    assert (frames[True][0] != frames[False][0]).any()
+
+
 @pytest.mark.parametrize("chunk", [1, 3, 16, 100])
 @pytest.mark.parametrize("frames", [1, 3, 17, 33])
 def test_decoding_in_chunks_of_any_size_gives_every_frame_once(
@@ -215,7 +237,10 @@ def test_an_engine_that_edits_keeps_the_latents_from_inversion_to_decoding(
         def fetch(self, buffer: np.ndarray) -> Callable[[], np.ndarray]:
             return lambda: buffer
 
-        def edit(self, noise: np.ndarray, origins: np.ndarray, boxes: np.ndarray, mode: str) -> np.ndarray:
+        def edit(
+            self, noise: np.ndarray, origins: np.ndarray, boxes: np.ndarray, mode: str, keep_mean: bool
+        ) -> np.ndarray:
+            assert not keep_mean
             every = np.repeat(noise, len(origins) // len(noise), axis=0)
             return truth(every, every[0], origins, boxes, ["nearest", "bilinear"].index(mode))
 

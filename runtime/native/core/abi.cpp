@@ -171,6 +171,8 @@ posecrafter::Request request_of(const pc_request& given) {
     request.inversion_iterations = unless_default(given.inversion_iterations);
     request.warp =
         choice(given.warp, 1, "warp", "a pc_warp") ? posecrafter::Warp::bilinear : posecrafter::Warp::nearest;
+    if (given.keep_mean != PC_DEFAULT)
+        request.keep_mean = choice(given.keep_mean, 1, "keep_mean", "0, 1 or PC_DEFAULT") == 1;
     if (given.edit > PC_ALL_REGIONS)
         throw Error(Kind::request, "edit-region",
                     text("unknown edit regions ", given.edit, "; the bits are those of pc_region"));

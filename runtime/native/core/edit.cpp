@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <numeric>
 #include <optional>
 
 #include "error.hpp"
@@ -184,6 +185,16 @@ void warp_region(float* out, const float* source, const Cells& cells, const Moti
                 *to = static_cast<float>(total / sample.norm);
             }
         }
+}
+
+void keep_mean(float* out, const float* before, const Cells& cells) {
+    const std::size_t plane = std::size_t(cells.high) * std::size_t(cells.wide);
+    for (int c = 0; c < cells.channels; ++c, out += plane, before += plane) {
+        const double was = std::accumulate(before, before + plane, 0.0) / double(plane);
+        const double is = std::accumulate(out, out + plane, 0.0) / double(plane);
+        const auto shift = static_cast<float>(was - is);
+        std::for_each(out, out + plane, [shift](float& value) { value += shift; });
+    }
 }
 
 }  // namespace posecrafter

@@ -38,5 +38,8 @@ std::variant<Motion, std::string> fit_motion(const KeyPoint* reference, const Ke
 // Overwrite the motion's box of `out` with `source` moved, in place. Cells from outside of `source` keep their value.
 // bilinear divides by the norm of its four weights, so that independent noise keeps its variance.
 void warp_region(float* out, const float* source, const Cells& cells, const Motion& motion, int factor, Warp warp);
+// Shift each channel of `out` to the mean that it has in `before`: what is pasted is there twice, and would tint the
+// whole frame.
+void keep_mean(float* out, const float* before, const Cells& cells);
 
 }  // namespace posecrafter

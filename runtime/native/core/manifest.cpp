@@ -59,6 +59,7 @@ void read_defaults(const Json& object, const std::string& where, Manifest& out) 
     out.control_scale = fields.number("control_scale");
     if (fields.has("inversion_iterations"))
         out.inversion_iterations = static_cast<int>(fields.whole("inversion_iterations", 1, most_iterations));
+    if (fields.has("keep_mean")) out.keep_mean = fields.flag("keep_mean");
     fields.done();
 }
 

@@ -37,7 +37,8 @@ struct Manifest {
     int tokens = 0, text_width = 0;
     int width = 0, height = 0, steps = 0;  // a request's defaults; sizes in pixels
     double guidance = 0, control_scale = 0, fps = 0;
-    int inversion_iterations = 1;  // older manifests do not tell
+    int inversion_iterations = 1;  // older manifests do not tell, nor
+    bool keep_mean = false;
     int training_frames = 0, network_width = 0;
     Schedule schedule;
     std::map<std::string, InputShapes> shared;  // graph -> inputs that are a person's; of the kind "shared"

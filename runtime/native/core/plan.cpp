@@ -173,6 +173,7 @@ Plan make_plan(const Request& request, const Bundle& bundle) {
     plan.sampling_steps = m.schedule.sampling(steps);
     plan.control_scale = request.control_scale.value_or(m.control_scale);
     plan.warp = request.warp;
+    plan.keep_mean = request.keep_mean.value_or(m.keep_mean);
     find_motions(request, bundle, plan);
     plan.evaluations = count_evaluations(plan, steps);
     plan.memory = memory_of_pass(bundle, longest(plan.windows) + 1, plan.weights.size());

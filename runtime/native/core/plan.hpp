@@ -39,6 +39,7 @@ struct Plan {
     std::vector<Motions> motions;  // of each target frame
     std::vector<Skip> skips;
     Warp warp = Warp::nearest;
+    bool keep_mean = false;
     std::uint64_t evaluations = 0, memory = 0;
     std::vector<std::string> warnings;
 

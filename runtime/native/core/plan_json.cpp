@@ -58,6 +58,7 @@ std::string Plan::json() const {
     out["prompts"] = weights.size();
     out["weights"] = weights;
     out["control_scale"] = control_scale;
+    out["keep_mean"] = keep_mean;
     out["edited"] = edited_of(motions);
     out["skipped"] = skips.size();
     out["frame_evaluations"] = evaluations;

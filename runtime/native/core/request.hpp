@@ -41,7 +41,8 @@ struct Request {
     std::uint64_t seed = 0;
     std::vector<Region> edit{regions.begin(), regions.end()};
     Warp warp = Warp::nearest;
-    std::optional<int> window;  // target frames a pass
+    std::optional<bool> keep_mean;  // whether a frame's latents keep their mean where regions are moved
+    std::optional<int> window;      // target frames a pass
     int decode_chunk = 8;
     std::optional<std::uint64_t> memory;  // bytes that a pass may use by the plan's estimate
 

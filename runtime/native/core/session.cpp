@@ -68,9 +68,12 @@ void Session::render_window(const Request& request, const Plan& plan, const Wind
 
     std::vector<float> x = start;
     const Cells cells{m.channels, bundle().cells_high(), bundle().cells_wide()};
-    for (int i = 1; i < frames; ++i)
+    for (int i = 1; i < frames; ++i) {
+        const std::size_t frame = std::size_t(i) * cells.size();
         for (const auto& [_, motion] : plan.motions[std::size_t(window.start + i - 1)])
-            warp_region(x.data() + std::size_t(i) * cells.size(), start.data(), cells, motion, m.factor, plan.warp);
+            warp_region(x.data() + frame, start.data(), cells, motion, m.factor, plan.warp);
+        if (plan.keep_mean) keep_mean(x.data() + frame, start.data() + frame, cells);
+    }
 
     const float* prompt = request.prompt ? request.prompt : bundle().prompt.values.data();
     const float* negative = request.negative ? request.negative : bundle().empty.values.data();

@@ -145,24 +145,27 @@ def random_motions(frames: int, wide: int, high: int, seed: int) -> list[dict[st
 
 @pytest.mark.parametrize("mode", ["nearest", "bilinear"])
 @pytest.mark.parametrize(("frames", "copies"), [(2, 1), (2, 2), (18, 1), (18, 18)])
-def test_latents_edited_in_the_engine_equal_the_hosts(mode: Any, frames: int, copies: int) -> None:
+@pytest.mark.parametrize("keep_mean", [False, True])
+def test_latents_edited_in_the_engine_equal_the_hosts(mode: Any, frames: int, copies: int, keep_mean: bool) -> None:
     """Also where the noise lies channels-last, as a recorded step leaves it."""
     editing, plain = EditingTorchEngine({}, warp), TorchEngine({})
     assert isinstance(editing, Editing)
     assert not isinstance(plain, Editing)
     noise = np.random.default_rng(3).standard_normal((copies, 4, 9, 24)).astype(np.float32)
     motions = random_motions(frames - 1, 24, 9, seed=frames)
-    expected = edit_latents(np.repeat(noise, frames // copies, axis=0), motions, 8, mode)  # type: ignore[arg-type]
-    assert (expected != np.repeat(noise, frames // copies, axis=0)).sum() > 50
+    every = np.repeat(noise, frames // copies, axis=0)
+    expected = edit_latents(every, motions, 8, mode, keep_mean)  # type: ignore[arg-type]
+    assert (expected != every).sum() > 50
     buffer = editing.upload(noise).contiguous(memory_format=torch.channels_last)
-    found = editing.download(edit(editing, buffer, motions, 8, mode))  # type: ignore[arg-type]
+    found = editing.download(edit(editing, buffer, motions, 8, mode, keep_mean))  # type: ignore[arg-type]
     assert found.dtype == np.float32
-    if mode == "nearest":
+    if mode == "nearest" and not keep_mean:
         np.testing.assert_array_equal(found, expected)
     else:
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
     np.testing.assert_array_equal(editing.download(buffer), noise)
-    np.testing.assert_array_equal(plain.download(edit(plain, plain.upload(noise), motions, 8, mode)), expected)  # type: ignore[arg-type]
+    host = plain.download(edit(plain, plain.upload(noise), motions, 8, mode, keep_mean))  # type: ignore[arg-type]
+    np.testing.assert_array_equal(host, expected)
 
 
 def test_a_download_is_a_copy_that_outlives_the_next_step() -> None:
@@ -231,8 +234,8 @@ from posecrafter.runtime.edit import edit, edit_latents
 from posecrafter.runtime.engines.torch import EditingTorchEngine
 engine, motions = EditingTorchEngine({{}}, warp, "cuda"), random_motions(16, 64, 64, seed=1)
 noise = np.random.default_rng(0).standard_normal((1, 4, 64, 64)).astype(np.float32)
-found = engine.download(edit(engine, engine.upload(noise), motions, 8, {mode!r}))
-expected = edit_latents(np.repeat(noise, 17, axis=0), motions, 8, {mode!r})
+found = engine.download(edit(engine, engine.upload(noise), motions, 8, {mode!r}, True))
+expected = edit_latents(np.repeat(noise, 17, axis=0), motions, 8, {mode!r}, True)
 np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)

@@ -205,6 +205,8 @@ typedef struct pc_request {
 
     int32_t inversion_iterations; /* evaluations of an inverse step, 1..16, or PC_DEFAULT; 1 is the published one, each
                                      further one brings the inversion nearer to the path that sampling takes back */
+    int32_t keep_mean;            /* 1, 0 or PC_DEFAULT: whether a frame's latents keep their mean, and with it the
+                                     picture its colours, where regions are moved; 0 is the published editing */
 } pc_request;
 
 static inline void pc_request_init(pc_request* request) {
@@ -212,6 +214,7 @@ static inline void pc_request_init(pc_request* request) {
     *request = empty;
     request->struct_size = (uint32_t)sizeof *request;
     request->reference = request->steps = request->window = request->inversion_iterations = PC_DEFAULT;
+    request->keep_mean = PC_DEFAULT;
     request->guidance = request->control_scale = PC_DEFAULT;
     request->edit = PC_ALL_REGIONS;
     request->decode_chunk = 8;
