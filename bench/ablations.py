@@ -120,5 +120,7 @@ VARIANTS: dict[str, Variant] = {
     "plain noise": Variant(request={"inversion": None}),
     "no insertion": Variant(render=_without_insertion),
     "no latent editing": Variant(request={"edit": ()}),
+    "editing as published": Variant(request={"keep_mean": False}),
+    "inversion as published": Variant(request={"inversion_iterations": 1}),
     "decoder not adapted": Variant(decoder=False),
 }

@@ -22,7 +22,7 @@ def request_(run) -> Request:
     # so that its face moves.
     aside = np.array([0, 0, 9], np.float32)[:, None, None]
     poses = PoseTrack(run.poses.xy[[4, 4, 4]] + aside, run.poses.score[[4, 4, 4]], run.poses.width, run.poses.height)
-    return Request(poses=poses, steps=2, guidance=1.0)
+    return Request(poses=poses, steps=2, guidance=1.0, inversion_iterations=2, keep_mean=True)
 
 
 def render(variant: Variant, run: Run, request: Request) -> np.ndarray:
