@@ -25,6 +25,9 @@ _REMEMBERED = 8
 LIMIT = 64 * 2**20
 """Bytes that a folder of entries may hold; the longest unused go first."""
 
+_REVISION = 2
+"""Raised where the same inputs come to invert to other numbers; 2: OpenVINO in bf16 inverts in fp32."""
+
 _INPUTS = ("graphs/pose_encoder", "graphs/denoiser", "person/")
 
 
@@ -33,7 +36,8 @@ def inversion_key(manifest: Manifest, engine: str, plan: Plan, prompt: Floats) -
     weights = sorted((name, entry.sha256) for name, entry in manifest.files.items() if name.startswith(_INPUTS))
     steps = [(step.timestep, step.a, step.b) for step in plan.inversion_steps]
     size, style = (plan.width, plan.height), manifest.pose_style
-    told = (engine, weights, plan.reference, size, steps, plan.inversion_iterations, plan.control_scale, style)
+    asked = (plan.reference, size, steps, plan.inversion_iterations, plan.control_scale)
+    told = (_REVISION, engine, weights, *asked, style)
     return hashlib.sha256(repr(told).encode() + np.ascontiguousarray(prompt).tobytes()).hexdigest()
 
 

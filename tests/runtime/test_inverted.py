@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from posecrafter.manifest import FileEntry
-from posecrafter.runtime import Bundle, Request, Session
+from posecrafter.runtime import Bundle, Request, Session, inverted
 from posecrafter.runtime.inverted import Inverted, inversion_key
 
 Engines = Callable[[Any], Any]
@@ -52,12 +52,17 @@ def test_forgetting_inverts_again_and_changes_nothing(memory_bundle: Bundle, eng
     assert [frames for frames, _ in fake.passes()].count(1) == 8
 
 
-def test_the_key_changes_with_everything_that_inversion_reads(hashed: Bundle, engine: Engines) -> None:
+def test_the_key_changes_with_everything_that_inversion_reads(
+    hashed: Bundle, engine: Engines, monkeypatch: pytest.MonkeyPatch
+) -> None:
     session = Session(hashed, engine(by_time))
     poses = hashed.poses[:2]
     plan = session.plan(Request(poses=poses))
     plain = inversion_key(hashed.manifest, "engine", plan, hashed.prompt)
     assert inversion_key(hashed.manifest, "engine", plan, hashed.prompt.copy()) == plain
+    with monkeypatch.context() as older:
+        older.setattr(inverted, "_REVISION", inverted._REVISION - 1)
+        assert inversion_key(hashed.manifest, "engine", plan, hashed.prompt) != plain
     other_weights = replace(hashed.manifest, files={"graphs/denoiser.onnx": FileEntry(1, "other")})
     keys = {
         plain,
