@@ -32,7 +32,7 @@ def record(run: Path, bundle: Path, engines: dict[str, Engine]) -> dict[str, Any
     tuned, manifest = Run.read(run), Manifest.read(bundle)
     base = tuned.load()
     graphs = make_graphs(base)
-    theirs = TorchEngine({g.name: (g.module, tuple(g.inputs), tuple(g.outputs)) for g in graphs.values()})
+    theirs = TorchEngine({name: graph.parts for name, graph in graphs.items()})
     sample = make_sample(tuned, base, base.encode_text(["", tuned.record["prompt"]]), manifest)
     smallest = manifest.height.min // base.factor
     figures = {}
@@ -47,8 +47,7 @@ def record(run: Path, bundle: Path, engines: dict[str, Engine]) -> dict[str, Any
 
 def engines_of(bundle: Path) -> dict[str, Engine]:
     """What a CPU can run the bundle with, in each precision that it has."""
-    names = {"onnxruntime": "onnxruntime", "openvino": "openvino"}
-    opened = {f"{name} {version(name)}": open_engine(engine, bundle) for name, engine in names.items()}
+    opened = {f"{name} {version(name)}": open_engine(name, bundle) for name in ("onnxruntime", "openvino")}
     if has_bf16():
         opened[f"openvino {version('openvino')}, bf16"] = open_engine("openvino", bundle, precision="bf16")
     return opened

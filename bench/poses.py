@@ -29,6 +29,7 @@ from posecrafter.pocket.figures import OVERSAMPLING, key_points, random_scene, s
 from posecrafter.pocket.motion import clip_poses
 from posecrafter.pocket.paint import Canvas
 from posecrafter.pose import PoseTrack, extract_poses, read_poses
+from posecrafter.pose.kept import Kept
 from posecrafter.pose.proportions import measure
 from posecrafter.pose.repair import repair
 from posecrafter.pose.retarget import retarget
@@ -120,12 +121,8 @@ def crossing(seed: int) -> tuple[NDArray[np.uint8], list[PoseTrack]]:
     return np.stack(frames).astype(np.uint8), tracks
 
 
-def told_apart(frames: NDArray[np.uint8], people: list[PoseTrack], number: int) -> dict[str, float]:
-    """Whom the extraction of person `number` shows: the share of one and the same, and of frames with nobody."""
-    with TemporaryDirectory() as folder:
-        video = Path(folder) / "pair.mp4"
-        write_video(video, frames, fps=25)
-        found = extract_poses(video, person=str(number), allow_missing=True)
+def told_apart(found: PoseTrack, people: list[PoseTrack]) -> dict[str, float]:
+    """Whom an extraction shows: the share of one and the same of the people, and of frames with nobody."""
     shown = found.visible[:, TRUNK].all(axis=1)
     apart = np.array([np.linalg.norm(found.xy - own.xy, axis=2)[:, TRUNK].mean(axis=1) for own in people])
     nearest = apart.argmin(axis=0)[shown]
@@ -141,11 +138,17 @@ def crossings() -> list[dict[str, float | str]]:
     records: list[dict[str, float | str]] = []
     for seed in range(PEOPLE):
         frames, people = crossing(seed)
-        for number in range(len(people)):
-            try:
-                records.append({"pair": seed, "person": number, **told_apart(frames, people, number)})
-            except PoseError as error:
-                records.append({"pair": seed, "person": number, "refused": error.code})
+        with TemporaryDirectory() as folder:
+            video, kept = Path(folder) / "pair.mp4", Kept()  # both are looked for once, and then each is followed
+            write_video(video, frames, fps=25)
+            for number in range(len(people)):
+                told: dict[str, float | str] = {"pair": seed, "person": number}
+                try:
+                    found = extract_poses(video, person=str(number), allow_missing=True, kept=kept)
+                    told.update(told_apart(found, people))
+                except PoseError as error:
+                    told["refused"] = error.code
+                records.append(told)
     return records
 
 

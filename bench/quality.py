@@ -192,11 +192,12 @@ def main() -> None:
     arguments = parser.parse_args()
     if min(arguments.thin, arguments.seeds) < 1 or arguments.rendered < 0:
         parser.error("--thin and --seeds are at least 1, --rendered at least 0")
-    if unknown := set(_names(arguments.variants)) - set(VARIANTS):
+    chosen = _names(arguments.variants)
+    if unknown := set(chosen) - set(VARIANTS):
         parser.error(f"no variant {', '.join(sorted(unknown))}; there are: {', '.join(VARIANTS)}")
     tuning = {"max_seconds": 300.0, **json.loads(arguments.tuning)}
     options = Options(arguments.base, tuning, json.loads(arguments.request), arguments.out, arguments.thin)
-    names = _names(arguments.variants) or (tuple(VARIANTS) if arguments.ablate else (FULL,))
+    names = chosen or (tuple(VARIANTS) if arguments.ablate else (FULL,))
     records = read_records(arguments.out / "quality.jsonl")
     done = {(r["subject"], r["variant"], r["seed"]) for r in records}
     for subject in _subjects(arguments):

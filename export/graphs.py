@@ -50,6 +50,11 @@ class Graph:
         """Names of the dynamic dimensions of the inputs."""
         return sorted({size for border in self.inputs.values() for size in border.shape if isinstance(size, str)})
 
+    @property
+    def parts(self) -> tuple[nn.Module, tuple[str, ...], tuple[str, ...]]:
+        """What the `torch` engine takes: the module, and its inputs' and outputs' names in order."""
+        return self.module, tuple(self.inputs), tuple(self.outputs)
+
     def example(self, sizes: Mapping[str, int], seed: int = 0) -> dict[str, Tensor]:
         """Random inputs of the given sizes: floats are standard normal."""
         generator = torch.Generator().manual_seed(seed)

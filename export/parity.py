@@ -78,7 +78,7 @@ def check_parity(
     "cancelled".
     """
     ours, portable = engines or (OnnxRuntimeEngine(folder), OnnxRuntimeEngine(folder, portable=True))
-    theirs = TorchEngine({g.name: (g.module, tuple(g.inputs), tuple(g.outputs)) for g in reference.values()})
+    theirs = TorchEngine({name: graph.parts for name, graph in reference.items()})
     bound = TOLERANCES[precision]
     figures: dict[str, Any] = {"engine": f"onnxruntime {version('onnxruntime')} on {ours.device}"}
     checks: dict[str, Callable[[], float]] = {}

@@ -76,7 +76,7 @@ def reference_session(tuned: Run, model: Base, options: TorchOptions | None = No
     """A session of a run's poses and latents on PyTorch with `model`, usually `tuned.load()`."""
     options = options or TorchOptions()
     graphs = {name: prepared(graph, options) for name, graph in make_graphs(model).items()}
-    named = {g.name: (g.module, tuple(g.inputs), tuple(g.outputs)) for g in graphs.values()}
+    named = {name: graph.parts for name, graph in graphs.items()}
     bundle = bundle_in_memory(tuned, model, options.computed)
     if not options.kernels:
         return Session(bundle, TorchEngine(named, options.device, options.record))
