@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 from posecrafter.errors import EngineError
 from posecrafter.runtime.engines.base import Buffer
 
+_AS_REQUESTED = 1
+"""The arena grows by what is asked for, not to the next power of two."""
+
 
 class OnnxRuntimeGraph:
     """One InferenceSession whose tensors stay OrtValues between runs."""
@@ -50,8 +53,10 @@ class OnnxRuntimeEngine:
         self._options.log_severity_level = 3
         # Patterns reserve one block for a whole run of each size: 70 of 380 MiB at 17 frames, for no measurable time.
         self._options.enable_mem_pattern = False
+        self._options.add_session_config_entry("session.use_env_allocators", "1")
         if threads is not None:
             self._options.intra_op_num_threads = threads
+        _renew_arena()
 
     def load(self, graph: str) -> OnnxRuntimeGraph:
         if graph not in self._graphs:
@@ -74,6 +79,17 @@ class OnnxRuntimeEngine:
 
     def close(self) -> None:
         self._graphs.clear()
+        _renew_arena()
+
+
+def _renew_arena() -> None:
+    """Give the graphs that are loaded from now on one arena, and let go of the one before once its last graph has gone.
+
+    Graphs of an engine run one after another. In an arena of its own each would keep what its largest run took: 75 of
+    320 MiB at 17 frames.
+    """
+    memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    ort.create_and_register_allocator(memory, ort.OrtArenaCfg({"arena_extend_strategy": _AS_REQUESTED}))
 
 
 def _line(error: Exception) -> str:

@@ -4,6 +4,7 @@
 
 #include <cstring>
 #include <map>
+#include <mutex>
 
 #include "module.hpp"
 
@@ -40,6 +41,8 @@ struct OnnxRuntime {
     static constexpr const char* name = "onnxruntime";
 
     explicit OnnxRuntime(const pc_engine_options& wanted);
+    ~OnnxRuntime() { renew_arena(); }
+    void renew_arena() const;
     const char* device() const { return device_.c_str(); }
     const char* variant() const { return device_ == "cpu" ? ".cpu" : ""; }
     std::unique_ptr<Graph> load(const std::string& stem);
@@ -136,11 +139,29 @@ OnnxRuntime::OnnxRuntime(const pc_engine_options& wanted)
           [&](OrtMemoryInfo** out) { return api.CreateCpuMemoryInfo(OrtArenaAllocator, OrtMemTypeDefault, out); })) {
     // Patterns reserve one block for a whole run of each size: memory, for no measurable time.
     check(api, api.DisableMemPattern(options.get()), "engine-load", "ONNX Runtime's memory");
+    check(api, api.AddSessionConfigEntry(options.get(), "session.use_env_allocators", "1"), "engine-load",
+          "ONNX Runtime's memory");
+    renew_arena();
     if (wanted.threads > 0)
         check(api, api.SetIntraOpNumThreads(options.get(), wanted.threads), "engine-load", "ONNX Runtime's threads");
     if (device_ == "tensorrt") add_tensorrt(api, options.get());
     if (device_ != "cpu") add_cuda(api, options.get());
     check(api, api.GetAllocatorWithDefaultOptions(&allocator), "engine-load", "ONNX Runtime has no allocator");
+}
+
+// Give the graphs that are loaded from now on one arena, and let go of the one before once its last graph has gone.
+// Graphs of an engine run one after another; in an arena of its own each would keep what its largest run took. A
+// release that refuses a second arena goes on with the first.
+void OnnxRuntime::renew_arena() const {
+    static std::mutex alone;  // the environment is the process's
+    const std::lock_guard lock(alone);
+    const char* key = "arena_extend_strategy";
+    const std::size_t as_requested = 1;  // not to the next power of two
+    OrtArenaCfg* raw = nullptr;
+    if (OrtStatus* refused = api.CreateArenaCfgV2(&key, &as_requested, 1, &raw)) return api.ReleaseStatus(refused);
+    const Owned<OrtArenaCfg> arena(raw, api.ReleaseArenaCfg);
+    if (OrtStatus* refused = api.CreateAndRegisterAllocator(env.get(), host.get(), arena.get()))
+        api.ReleaseStatus(refused);
 }
 
 std::unique_ptr<Graph> OnnxRuntime::load(const std::string& stem) {

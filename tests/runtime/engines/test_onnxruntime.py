@@ -1,0 +1,57 @@
+"""ONNX Runtime's adapter: what its graphs hold in memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from posecrafter.runtime.engines.onnxruntime import OnnxRuntimeEngine
+
+SIDE = 5000
+LARGE = 4 * SIDE**2
+"""Bytes of what a graph holds between its two nodes: 100 MB."""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two graphs, `first` and `second`, that each make a large tensor of one number and add it up."""
+    (tmp_path / "graphs").mkdir()
+    value = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        [
+            onnx.helper.make_node("Expand", ["x", "shape"], ["large"]),
+            onnx.helper.make_node("ReduceSum", ["large"], ["total"], keepdims=0),
+        ],
+        "large",
+        [value("x", onnx.TensorProto.FLOAT, [1])],
+        [value("total", onnx.TensorProto.FLOAT, [])],
+        [onnx.numpy_helper.from_array(np.array([SIDE, SIDE]), "shape")],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)
+    for name in ("first", "second"):
+        onnx.save(model, tmp_path / "graphs" / f"{name}.onnx")
+    return tmp_path
+
+
+def _resident() -> int:
+    """Bytes of this process in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+def _run(engine: OnnxRuntimeEngine, graph: str) -> float:
+    return float(engine.download(engine.load(graph).run({"x": engine.upload(np.ones(1, np.float32))})["total"]))
+
+
+def test_the_graphs_of_an_engine_share_their_memory_and_leave_it_when_closed(folder: Path) -> None:
+    engine = OnnxRuntimeEngine(folder, threads=1)
+    before = _resident()
+    assert _run(engine, "first") == SIDE**2
+    one = _resident()
+    assert one - before > 0.9 * LARGE
+    assert _run(engine, "second") == SIDE**2
+    assert _resident() - one < 0.3 * LARGE
+    engine.close()
+    assert _resident() - before < 0.3 * LARGE
