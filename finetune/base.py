@@ -47,8 +47,8 @@ class Defaults:
 
     Generation: width and height in pixels, steps, guidance, control_scale, inversion_iterations and keep_mean (ours; 1
     and False are the published inversion and editing). Fine-tuning: optimizer, learning_rate, lr_schedule,
-    loss_weighting, signal_leak, train_steps, train (the scope), window (frames of one pass), adapt_decoder (steps;
-    ours, 0 is off).
+    loss_weighting, signal_leak, train_steps, train_seconds (fewer steps where they would take longer; 0 is no limit),
+    train (the scope), window (frames of one pass), adapt_decoder (steps; ours, 0 is off).
     """
 
     width: int = 512
@@ -64,6 +64,7 @@ class Defaults:
     loss_weighting: LossWeighting = "uniform"
     signal_leak: SignalLeak = "frame"
     train_steps: int = 500
+    train_seconds: float = 0.0
     train: Scope = "method"
     window: int = 8
     adapt_decoder: int = 0

@@ -103,19 +103,21 @@ def orthogonalise(matrices: Tensor) -> Tensor:
     wide = matrices.float().mT if tall else matrices.float()
     gram = wide @ wide.mT
     largest = gram.diagonal(dim1=-2, dim2=-1).amax(-1)[..., None, None].clamp_min(1e-30)
-    gram = gram / largest  # squares of squares of small gradients would leave fp32's range
+    gram /= largest  # squares of squares of small gradients would leave fp32's range
     square = gram @ gram
     bound = torch.linalg.matrix_norm(square)[..., None, None].sqrt() + 1e-7
-    gram = gram / bound
-    factor = step = _polynomial(COEFFICIENTS[0], gram, square / bound.square())
-    for coefficients in COEFFICIENTS[1:]:
+    gram /= bound
+    a, b, c = COEFFICIENTS[0]
+    factor = step = _shifted(square.mul_(c / bound.square()).add_(gram, alpha=b), a)
+    for a, b, c in COEFFICIENTS[1:]:
         gram = step @ gram @ step
-        step = _polynomial(coefficients, gram, gram @ gram)
+        step = _shifted(gram @ _shifted(gram * c, b), a)
         factor = step @ factor
     result = (factor / (largest * bound).sqrt()) @ wide
     return result.mT if tall else result
 
 
-def _polynomial(coefficients: tuple[float, float, float], gram: Tensor, square: Tensor) -> Tensor:
-    a, b, c = coefficients
-    return a * torch.eye(gram.shape[-1], device=gram.device) + b * gram + c * square
+def _shifted(matrices: Tensor, by: float) -> Tensor:
+    """by * I added to each of these square matrices, in place: a copy of them all costs as much as a product."""
+    matrices.diagonal(dim1=-2, dim2=-1).add_(by)
+    return matrices

@@ -31,8 +31,8 @@ class FinetuneOptions:
     or the key frame's, as at inference ("key"); both in finetune/objective.py. window: frames of one pass, the key
     frame among them [C: 8]. scope: "method" [C] or "all". lora_rank: low-rank updates instead of full matrices.
     precision: of the network's arithmetic; weights in training, loss and optimizer stay fp32. save_every: steps between
-    checkpoints. max_seconds: end well after this time, whatever the step. adapt_decoder: steps of tuning the
-    autoencoder's decoder afterwards.
+    checkpoints. max_seconds: of training; where `steps` take longer, as many as fit, and the learning rate falls with
+    those. adapt_decoder: steps of tuning the autoencoder's decoder afterwards.
     """
 
     optimizer: Optimizer = "adamw"
@@ -76,11 +76,13 @@ class FinetuneOptions:
 
     @classmethod
     def for_base(cls, defaults: Defaults, **given: Any) -> Self:
-        """The base's defaults, with whatever is given and not None on top of them."""
+        """The base's defaults, with whatever is given and not None on top of them; steps that are given have all the
+        time that they take."""
         given = {name: value for name, value in given.items() if value is not None}
         options: dict[str, Any] = {
             "optimizer": defaults.optimizer,
             "steps": defaults.train_steps,
+            "max_seconds": defaults.train_seconds if defaults.train_seconds and "steps" not in given else None,
             "learning_rate": defaults.learning_rate,
             "lr_schedule": defaults.lr_schedule,
             "loss_weighting": defaults.loss_weighting,
@@ -93,12 +95,13 @@ class FinetuneOptions:
         }
         return cls(**{**options, **given})
 
-    def rate(self, step: int) -> float:
-        """The learning rate of step 1..steps."""
+    def rate(self, step: int, steps: int | None = None) -> float:
+        """The learning rate of step 1..steps. steps: those that the run will have, if not the option's."""
+        steps = self.steps if steps is None else steps
         if self.lr_schedule == "constant":
             return self.learning_rate
-        rise = min(1.0, step / min(WARM_UP, 1 + self.steps // 10))
-        return self.learning_rate * rise * (1 + math.cos(math.pi * (step - 1) / self.steps)) / 2
+        rise = min(1.0, step / min(WARM_UP, 1 + steps // 10))
+        return self.learning_rate * rise * (1 + math.cos(math.pi * (step - 1) / steps)) / 2
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -48,6 +48,8 @@ from posecrafter.video import Video
 
 _SMOOTHED = 50
 """Steps over which the shown and the final loss are averaged: at random timesteps a single one says little."""
+_WARMING, _MEASURED = 2, 10
+"""First steps, which are slower, and the step after which a run with a time limit settles how many it will have."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,8 @@ def finetune(
     """Tune `base` on one clip and its poses (as many as frames); write the run folder `out`.
 
     The base's networks are trained in place and serve no other purpose afterwards. On a CPU the same inputs, options
-    and thread count give the same person to the bit, however often the run was stopped and resumed.
+    and thread count give the same person to the bit, however often the run was stopped and resumed; with a time limit,
+    where it leaves no step out.
     Raises: TrainingError, PoseError for bad input, before anything is written; TrainingError "loss-not-finite";
     TrainingError "cancelled" after a checkpoint, when `cancel` says so; PoseCrafterError "disk-full".
     """
@@ -104,12 +107,13 @@ def finetune(
 
 
 class Trainer:
-    """The state of a run: network, fp32 weights, optimizer, and how many steps are done."""
+    """The state of a run: network, fp32 weights, optimizer, how many steps are done, and how many there will be."""
 
     def __init__(self, base: Base, clip: Clip, options: FinetuneOptions) -> None:
         self.base, self.clip, self.options = base, clip, options
-        self.done = 0
+        self.done, self.steps = 0, options.steps
         self.seconds = 0.0
+        self._took: list[float] = []
         self.precision = choose_precision(options.precision, base.device)
         dtype = DTYPES[self.precision]
         self._denoiser = base.denoiser
@@ -151,15 +155,26 @@ class Trainer:
         self._scaler.unscale_(self._optimizer)
         norm = nn.utils.clip_grad_norm_(self.weights.values(), options.grad_clip)
         for group in self._optimizer.param_groups:
-            group["lr"] = options.rate(number)
+            group["lr"] = options.rate(number, self.steps)
         self._scaler.step(self._optimizer)
         self._scaler.update()
         self._masters.publish()
         self.done = number
-        self.seconds += time.perf_counter() - started
+        self._time(time.perf_counter() - started)
         return {"step": number, "loss": value, "timestep": timestep, "seconds": round(self.seconds, 3)} | (
             {"grad_norm": norm.item()} if torch.isfinite(norm) else {}
         )
+
+    def _time(self, seconds: float) -> None:
+        """Count a step's seconds; after the first few, settle how many steps fit into the time limit."""
+        self.seconds += seconds
+        limit = self.options.max_seconds
+        if limit is None or self.done > _MEASURED:
+            return
+        self._took.append(seconds)
+        if self.done == _MEASURED:
+            fit = (limit - self.seconds) / float(np.median(self._took[_WARMING:] or self._took))
+            self.steps = min(self.options.steps, self.done + max(int(fit), 0))
 
     def _loss(self, number: int) -> tuple[torch.Tensor, int]:
         """Mean square of the predicted noise's error over one window (Ho et al. 2020, eq. 14), weighted."""
@@ -181,6 +196,7 @@ class Trainer:
             "precision": self.precision,
             "inputs": inputs,
             "seconds": self.seconds,
+            "steps": self.steps,
             "scaler": self._scaler.state_dict(),
             "updates": self._updates,
         }
@@ -195,6 +211,8 @@ class Trainer:
         if self.precision == "fp16":
             self._scaler.load_state_dict(checkpoint.state["scaler"])
         self.done, self.seconds = checkpoint.step, checkpoint.state["seconds"]
+        if self.done >= _MEASURED and self.options.lr_schedule != "constant":
+            self.steps = min(self.options.steps, checkpoint.state.get("steps", self.options.steps))
 
     @property
     def _updates(self) -> int:
@@ -212,19 +230,19 @@ def _train(
     """Step to the end, logging each step and saving now and then."""
     options = trainer.options
     losses = [line["loss"] for line in folder.read_log()][-_SMOOTHED:]
-    while trainer.done < options.steps and (options.max_seconds is None or trainer.seconds < options.max_seconds):
+    while trainer.done < trainer.steps and (options.max_seconds is None or trainer.seconds < options.max_seconds):
         if cancel is not None and cancel():
             save_checkpoint(folder.checkpoint, trainer.checkpoint(inputs))
             raise TrainingError(
                 "cancelled",
-                f"stopped after step {trainer.done} of {options.steps}; a checkpoint is in {folder.checkpoint}, and "
+                f"stopped after step {trainer.done} of {trainer.steps}; a checkpoint is in {folder.checkpoint}, and "
                 "the same command with --resume goes on",
             )
         line = trainer.step()
         folder.append_log(line)
         losses = [*losses, line["loss"]][-_SMOOTHED:]
-        progress("fine-tune", trainer.done, options.steps, f"loss {np.mean(losses):.3f}")
-        if trainer.done % options.save_every == 0 and trainer.done < options.steps:
+        progress("fine-tune", trainer.done, trainer.steps, f"loss {np.mean(losses):.3f}")
+        if trainer.done % options.save_every == 0 and trainer.done < trainer.steps:
             save_checkpoint(folder.checkpoint, trainer.checkpoint(inputs))
 
 

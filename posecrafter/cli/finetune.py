@@ -70,7 +70,10 @@ def finetune_command(
     seed: Annotated[int, typer.Option("--seed", help="Same seed, same person.")] = 0,
     save_every: Annotated[int, typer.Option("--save-every", help="Steps between checkpoints.")] = 100,
     max_seconds: Annotated[
-        float | None, typer.Option("--max-seconds", help="End training well after this time.")
+        float | None,
+        typer.Option(
+            "--max-seconds", help="As many steps as fit into this time.  [default: the base's, without --steps]"
+        ),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Discard a run that is in --out.")] = False,

@@ -77,3 +77,11 @@ def test_a_resumed_run_may_only_change_how_long_it_runs() -> None:
     longer = FinetuneOptions(steps=900, save_every=7, max_seconds=60.0)
     assert longer.differences(first.as_dict()) == []
     assert FinetuneOptions(seed=4).differences(first.as_dict()) == ["seed is 4, was 0"]
+
+
+def test_the_bases_time_limit_holds_where_no_steps_are_given() -> None:
+    limited = Defaults(train_steps=600, train_seconds=180.0)
+    assert FinetuneOptions.for_base(limited).max_seconds == 180.0
+    assert FinetuneOptions.for_base(limited, max_seconds=60.0).max_seconds == 60.0
+    assert FinetuneOptions.for_base(limited, steps=600).max_seconds is None
+    assert FinetuneOptions.for_base(Defaults()).max_seconds is None

@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -164,6 +165,24 @@ def test_a_time_limit_ends_a_run_well(run, options) -> None:
     out = run("run", replace(options, steps=10_000, max_seconds=0.05))
     assert 1 <= read_json(out / "run.json")["steps"] < 10_000
     assert (out / "person.safetensors").exists()
+
+
+def test_a_run_with_too_little_time_has_as_many_steps_as_fit_and_its_rate_falls_with_them(
+    run, options, monkeypatch
+) -> None:
+    times = (number // 2 + number % 2 * 0.5 for number in range(10_000))  # every step takes half a second
+    monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: next(times)))
+    rates = []
+    whole = module.FinetuneOptions.rate
+    monkeypatch.setattr(
+        module.FinetuneOptions, "rate", lambda self, *told: rates.append(whole(self, *told)) or rates[-1]
+    )
+    slow = replace(options, steps=1000, lr_schedule="cosine", max_seconds=20.0)
+    with pytest.raises(TrainingError, match="step 11 of 40"):
+        run("run", slow, cancel=stop_before(12))
+    out = run("run", slow, resume=True)
+    assert read_json(out / "run.json")["steps"] == 40
+    assert rates[-1] < 0.01 * max(rates)
 
 
 def test_a_resume_with_other_options_or_another_clip_is_refused(run, options, clip, base, tmp_path) -> None:
