@@ -16,8 +16,8 @@ WARM_UP = 30
 """Steps in which a cosine schedule rises; a tenth of the steps of shorter runs."""
 
 _MAY_CHANGE = ("steps", "save_every", "max_seconds")
-"""Options a resumed run may set anew without leaving the path of the first; steps only where the learning rate does not
-depend on them."""
+"""Options a resumed run may set anew without leaving the path of the first; the first and the last only where the
+learning rate does not depend on them."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class FinetuneOptions:
 
     def differences(self, earlier: dict[str, Any]) -> list[str]:
         """Options in which a resumed run contradicts the earlier one, as "name now, before"."""
-        fixed = ("steps",) if self.lr_schedule != "constant" else ()
+        fixed = ("steps", "max_seconds") if self.lr_schedule != "constant" else ()
         names = [field.name for field in fields(self) if field.name in fixed or field.name not in _MAY_CHANGE]
         pairs = [(name, getattr(self, name), earlier.get(name)) for name in names]
         return [f"{name} is {now!r}, was {before!r}" for name, now, before in pairs if now != before]

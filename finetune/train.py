@@ -211,8 +211,8 @@ class Trainer:
         if self.precision == "fp16":
             self._scaler.load_state_dict(checkpoint.state["scaler"])
         self.done, self.seconds = checkpoint.step, checkpoint.state["seconds"]
-        if self.done >= _MEASURED and self.options.lr_schedule != "constant":
-            self.steps = min(self.options.steps, checkpoint.state.get("steps", self.options.steps))
+        if self.options.lr_schedule != "constant":
+            self.steps = checkpoint.state.get("steps", self.options.steps)
 
     @property
     def _updates(self) -> int:

@@ -17,9 +17,19 @@ from typing import Any
 from posecrafter.errors import PoseCrafterError
 
 
+def _read_umask() -> int:
+    """The process's mask, which can only be read by setting it: done once, before there are threads to see it."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+_UMASK = _read_umask()
+
+
 @contextmanager
 def disk_errors(target: Path) -> Iterator[None]:
-    """Turn "no space left" and "not permitted" while writing `target` into errors that say what to do."""
+    """Turn "no space left", "not permitted" and "in the way" while writing `target` into errors that say what to do."""
     try:
         yield
     except PoseCrafterError:
@@ -32,7 +42,7 @@ def disk_errors(target: Path) -> Iterator[None]:
             raise PoseCrafterError(
                 "disk-full", f"no space left while writing {target} ({free} MiB free); free some space or choose --out"
             ) from error
-        if number in (errno.EACCES, errno.EPERM, errno.EROFS):
+        if number in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
             raise PoseCrafterError(
                 "not-writable", f"cannot write {target}: {os.strerror(number)}; choose another --out"
             ) from error
@@ -62,7 +72,7 @@ def atomic_write(path: Path | str) -> Iterator[Path]:
         try:
             yield temporary
             _sync(temporary)
-            temporary.chmod(0o666 & ~_umask())
+            temporary.chmod(0o666 & ~_UMASK)
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
@@ -84,22 +94,27 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
             for file in sorted(temporary.rglob("*")):
                 if file.is_file():
                     _sync(file)
-            temporary.chmod(0o777 & ~_umask())
+            temporary.chmod(0o777 & ~_UMASK)
             if path.exists():
-                old = Path(tempfile.mkdtemp(prefix=f".{path.name}-old-", dir=path.parent))
-                path.replace(old / path.name)
-                temporary.replace(path)
-                shutil.rmtree(old)
+                _exchange(temporary, path)
             else:
                 temporary.replace(path)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _exchange(new: Path, path: Path) -> None:
+    """Put `new` in the place of what is at `path`; where that fails, what was there stays."""
+    aside = Path(tempfile.mkdtemp(prefix=f".{path.name}-old-", dir=path.parent))
+    try:
+        old = path.replace(aside / path.name)
+        try:
+            new.replace(path)
+        except BaseException:
+            old.replace(path)
+            raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _sync(path: Path) -> None:

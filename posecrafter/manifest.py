@@ -123,6 +123,8 @@ class Manifest:
             )
         try:
             raw = read_json(path)
+        except OSError as error:
+            raise BundleError("bundle-manifest", f"cannot read {path}: {error.strerror}") from error
         except ValueError as error:
             raise BundleError(
                 "bundle-manifest", f"{path} is not valid JSON ({error}); export the bundle again"
@@ -164,26 +166,13 @@ class Manifest:
         """
         root = Path(folder).resolve()
         for name, entry in self.files.items():
-            if not name.startswith(under):
-                continue
-            path = (root / name).resolve()
-            if not path.is_relative_to(root):
-                raise BundleError("bundle-path", f"{folder}: the manifest lists {name}, which lies outside the bundle")
-            if not path.is_file():
-                raise BundleError(
-                    "bundle-file-missing", f"{folder} lacks {name}; copy the bundle whole or export it again"
-                )
-            size = path.stat().st_size
-            if size != entry.bytes:
-                raise BundleError(
-                    "bundle-hash", f"{folder}: {name} has {size} bytes, the manifest says {entry.bytes}; copy it again"
-                )
-            digest = sha256_of(path)
-            if digest != entry.sha256:
-                raise BundleError(
-                    "bundle-hash",
-                    f"{folder}: {name} was altered (sha256 {digest[:12]}, expected {entry.sha256[:12]}); copy it again",
-                )
+            if name.startswith(under):
+                try:
+                    _verify_file(root, name, entry, folder)
+                except OSError as error:
+                    raise BundleError(
+                        "bundle-file-missing", f"{folder}: cannot read {name[:200]!r}: {error.strerror}"
+                    ) from error
         for name in _present(root):
             if name.startswith(under) and name not in self.files:
                 raise BundleError(
@@ -234,3 +223,23 @@ def _present(root: Path) -> Iterator[str]:
         for path in sorted((root / part).rglob("*")):
             if not path.is_dir() and not path.name.startswith("."):
                 yield path.relative_to(root).as_posix()
+
+
+def _verify_file(root: Path, name: str, entry: FileEntry, folder: Path | str) -> None:
+    """One file of `Manifest.verify`. Raises: BundleError; OSError for a file that cannot be read."""
+    if "\0" in name or not (root / name).resolve().is_relative_to(root):
+        raise BundleError("bundle-path", f"{folder}: the manifest lists {name}, which lies outside the bundle")
+    path = root / name
+    if not path.is_file():
+        raise BundleError("bundle-file-missing", f"{folder} lacks {name}; copy the bundle whole or export it again")
+    size = path.stat().st_size
+    if size != entry.bytes:
+        raise BundleError(
+            "bundle-hash", f"{folder}: {name} has {size} bytes, the manifest says {entry.bytes}; copy it again"
+        )
+    digest = sha256_of(path)
+    if digest != entry.sha256:
+        raise BundleError(
+            "bundle-hash",
+            f"{folder}: {name} was altered (sha256 {digest[:12]}, expected {entry.sha256[:12]}); copy it again",
+        )

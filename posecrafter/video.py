@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Generator, Iterable
 from contextlib import closing
 from dataclasses import dataclass
@@ -71,9 +72,14 @@ def read_video(path: Path | str, first: int | None = None, last: int | None = No
     """
     path = Path(path)
     _check_file(path)
-    frames = [_rgb(picture) for picture in _pictures(path)]
-    start, stop = _range(path, len(frames), first, last)
-    return Video(np.stack(frames[start : stop + 1]), _rate(path))
+    wanted = range(first or 0, sys.maxsize if last is None else last + 1)
+    frames, count = [], 0
+    for picture in _pictures(path):
+        if count in wanted:  # the others of a long video would not fit into memory
+            frames.append(_rgb(picture))
+        count += 1
+    _range(path, count, first, last)
+    return Video(np.stack(frames), _rate(path))
 
 
 def _check_file(path: Path) -> None:

@@ -84,7 +84,7 @@ class Pack:
                 raw["low_rank"] = read_fields(LowRank, raw["low_rank"], f"{path}: low_rank")
             raw["files"] = read_entries(raw.get("files"), f"{path}: files")
             pack = read_fields(cls, raw, str(path), {"width": (1, LARGEST_SIDE), "height": (1, LARGEST_SIDE)})
-        except ValueError as error:
+        except (OSError, ValueError) as error:
             raise BundleError(
                 "pack-format", f"{path} is not a pack's record ({error}); export the person again"
             ) from error
@@ -92,7 +92,11 @@ class Pack:
             entry, file = pack.files.get(name), folder / name
             if entry is None or not file.is_file():
                 raise BundleError("pack-missing", f"{folder} lacks {name}; copy the pack whole or export it again")
-            if file.stat().st_size != entry.bytes or sha256_of(file) != entry.sha256:
+            try:
+                whole = file.stat().st_size == entry.bytes and sha256_of(file) == entry.sha256
+            except OSError as error:
+                raise BundleError("pack-missing", f"cannot read {file}: {error.strerror}") from error
+            if not whole:
                 raise BundleError("pack-hash", f"{file} was altered; copy the pack again or export it again")
         return pack
 

@@ -89,11 +89,11 @@ def report_on(plan: Plan, bundle: Bundle) -> Report:
     away = np.where(np.isfinite(filled.min(axis=0)), filled.min(axis=0), np.nan)
     order = np.argsort(-np.nan_to_num(away, nan=-1.0), kind="stable")
     worst = tuple(int(frame) for frame in order[:WORST] if np.isfinite(away[frame]))
-    others = [choice for choice in _choices(table) if choice.frame != plan.reference][:RUNNERS_UP]
+    others = [choice for choice in _choices(table) if choice.frame != plan.reference and choice.comparable]
     body = _body(plan.poses, bundle.poses)
     return Report(
         chosen=_choice(table, plan.reference),
-        runners_up=tuple(others),
+        runners_up=tuple(others[:RUNNERS_UP]),
         nearest=tuple(int(frame) for frame in nearest),
         nearest_distance=tuple(float(value) for value in away),
         reference_distance=tuple(float(value) for value in table[plan.reference]),

@@ -82,6 +82,8 @@ class Request:
                 "inversion-iterations-range",
                 f"inversion_iterations is {self.inversion_iterations}; it must be between 1 and {MOST_ITERATIONS}",
             )
+        if not 0 <= self.seed < 2**64:
+            raise RequestError("seed-range", f"seed is {self.seed}; it must be between 0 and 2^64 - 1")
         if self.warp not in ("nearest", "bilinear"):
             raise RequestError("warp", f"warp is {self.warp!r}; it must be 'nearest' or 'bilinear'")
         unknown = [region for region in self.edit if region not in REGIONS]

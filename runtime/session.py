@@ -16,7 +16,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from posecrafter.errors import BundleError
+from posecrafter.errors import BundleError, RequestError
 from posecrafter.pose import PoseTrack, draw_poses
 from posecrafter.progress import Cancel, Progress, silent
 from posecrafter.runtime.bundle import Bundle
@@ -86,8 +86,10 @@ class Session:
         """Verify and open a bundle. engine: "auto" takes the one that `choose` does; the session's `choice` tells.
 
         measured: where figures of this machine's engines are kept, by which "auto" goes; None to measure nothing.
-        Raises: BundleError, EngineError (see `Bundle.open`, `choose` and `open_engine`).
+        Raises: BundleError, EngineError (see `Bundle.open`, `choose` and `open_engine`); RequestError "threads-range".
         """
+        if threads is not None and not 1 <= threads <= 4096:
+            raise RequestError("threads-range", f"threads is {threads}; it must be between 1 and 4096")
         bundle, choice = Bundle.open(folder), None
         if engine == "auto":
             choice = choose(bundle, threads, precision, measured)
@@ -151,7 +153,9 @@ class Session:
         self._inverted.clear()
 
     def close(self) -> None:
-        """Free the engine's memory. The session is not used afterwards."""
+        """Free the engine's memory, people's weights first. The session is not used afterwards."""
+        self._people.clear()
+        vars(self).pop("_network", None)
         self.engine.close()
 
     def __enter__(self) -> Self:

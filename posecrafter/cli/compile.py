@@ -21,16 +21,16 @@ def compile_command(
     bundle: Annotated[Path, typer.Argument(help="The bundle's folder.")],
     engine: Annotated[str, typer.Option("--engine", help="tensorrt, tensorrt-rtx or openvino.")],
     precision: Annotated[
-        str | None, typer.Option("--precision", help="fp32, fp16 or bf16.  [default: the bundle's]")
+        str | None, typer.Option("--precision", help="fp32, fp16 or bf16; default the bundle's.")
     ] = None,
     target: Annotated[
-        str | None, typer.Option("--target", help="For tensorrt-rtx: any, or sm80,sm89,...  [default: any]")
+        str | None, typer.Option("--target", help="For tensorrt-rtx: any, or sm80,sm89,..; default any.")
     ] = None,
     frames: Annotated[
         str | None,
-        typer.Option("--frames", help="Frames a pass to build for, as in 9,17.  [default: the bundle's range]"),
+        typer.Option("--frames", help="Frames a pass to build for, as in 9,17; default the bundle's range."),
     ] = None,
-    size: Annotated[str | None, typer.Option("--size", help="WIDTHxHEIGHT.  [default: the bundle's]")] = None,
+    size: Annotated[str | None, typer.Option("--size", help="WIDTHxHEIGHT; default the bundle's.")] = None,
     accumulate: Annotated[
         str, typer.Option("--accumulate", help="fp32, or fp16 for faster and less exact half-precision attention.")
     ] = "fp32",

@@ -30,49 +30,49 @@ def finetune_command(
     last: Annotated[int | None, typer.Option("--last", help="Last training frame, included.")] = None,
     prompt: Annotated[str, typer.Option("--prompt", help="Words for the person and scene.")] = "a person",
     size: Annotated[
-        str | None, typer.Option("--size", help="WIDTHxHEIGHT, multiples of 8.  [default: the base's]")
+        str | None, typer.Option("--size", help="WIDTHxHEIGHT, multiples of 8; default the base's.")
     ] = None,
-    steps: Annotated[int | None, typer.Option("--steps", help="Training steps.  [default: the base's]")] = None,
+    steps: Annotated[int | None, typer.Option("--steps", help="Training steps; default the base's.")] = None,
     optimizer: Annotated[
-        str | None, typer.Option("--optimizer", help="adamw, as published, or muon.  [default: the base's]")
+        str | None, typer.Option("--optimizer", help="adamw, as published, or muon; default the base's.")
     ] = None,
-    learning_rate: Annotated[float | None, typer.Option("--lr", help="Learning rate.  [default: the base's]")] = None,
+    learning_rate: Annotated[float | None, typer.Option("--lr", help="Learning rate; default the base's.")] = None,
     lr_schedule: Annotated[
-        str | None, typer.Option("--lr-schedule", help="constant, or cosine down to 0.  [default: the base's]")
+        str | None, typer.Option("--lr-schedule", help="constant, or cosine down to 0; default the base's.")
     ] = None,
     loss_weighting: Annotated[
-        str | None, typer.Option("--loss-weighting", help="uniform, as published, or velocity.  [default: the base's]")
+        str | None, typer.Option("--loss-weighting", help="uniform, as published, or velocity; default the base's.")
     ] = None,
     signal_leak: Annotated[
         str | None,
         typer.Option(
             "--signal-leak",
-            help="Whose picture shows at the first step: frame, as published, or key.  [default: the base's]",
+            help="Whose picture shows at the first step: frame, as published, or key; default the base's.",
         ),
     ] = None,
     lora_rank: Annotated[
         int | None, typer.Option("--lora-rank", help="Train low-rank updates of this rank instead of full matrices.")
     ] = None,
     train: Annotated[
-        str | None, typer.Option("--train", help="'method', as published, or 'all' weights.  [default: the base's]")
+        str | None, typer.Option("--train", help="'method', as published, or 'all' weights; default the base's.")
     ] = None,
     window: Annotated[
-        int | None, typer.Option("--window", help="Frames of one training pass.  [default: the base's]")
+        int | None, typer.Option("--window", help="Frames of one training pass; default the base's.")
     ] = None,
     adapt_decoder: Annotated[
-        int | None, typer.Option("--adapt-decoder", help="Steps of tuning the decoder.  [default: the base's]")
+        int | None, typer.Option("--adapt-decoder", help="Steps of tuning the decoder; default the base's.")
     ] = None,
     precision: Annotated[str, typer.Option("--precision", help="auto, fp32, bf16 or fp16.")] = "auto",
     gradient_checkpointing: Annotated[
         bool, typer.Option("--gradient-checkpointing", help="Less memory, about a third slower.")
     ] = False,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")] = "auto",
-    seed: Annotated[int, typer.Option("--seed", help="Same seed, same person.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="Same seed and as many steps, same person.")] = 0,
     save_every: Annotated[int, typer.Option("--save-every", help="Steps between checkpoints.")] = 100,
     max_seconds: Annotated[
         float | None,
         typer.Option(
-            "--max-seconds", help="As many steps as fit into this time.  [default: the base's, without --steps]"
+            "--max-seconds", help="As many steps as fit into this time; default the base's, where --steps is not given."
         ),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")] = False,

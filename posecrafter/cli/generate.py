@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -29,7 +31,7 @@ Inversion = Annotated[str, typer.Option("--inversion", help="reference, target, 
 Iterations = Annotated[
     int | None,
     typer.Option(
-        "--inversion-iterations", help="Evaluations of an inverse step; 1 as published.  [default: the bundle's]"
+        "--inversion-iterations", help="Evaluations of an inverse step; 1 as published; default the bundle's."
     ),
 ]
 Seed = Annotated[int, typer.Option("--seed", help="Of the noise with --inversion none.")]
@@ -39,11 +41,12 @@ Warp = Annotated[str, typer.Option("--warp", help="nearest or bilinear (variance
 KeepMean = Annotated[
     bool | None,
     typer.Option(
-        "--keep-mean/--free-mean", help="Whether editing keeps a frame's mean colour.  [default: the bundle's]"
+        "--keep-mean/--free-mean", help="Whether editing keeps a frame's mean colour; default the bundle's."
     ),
 ]
 Windowing = Annotated[int | None, typer.Option("--window", help="Target frames a pass.")]
 Memory = Annotated[float | None, typer.Option("--memory", help="Memory budget of a pass, in MiB.")]
+_FRAME = re.compile(r"\d{5,}\.png")
 _CACHE = Path.home() / ".cache" / "posecrafter" / "inversions"
 AsJson = Annotated[bool, typer.Option("--json", help="Print the report as JSON.")]
 
@@ -96,6 +99,7 @@ def generate_command(
 
     if preview is not None and preview.suffix != ".png":
         raise RequestError("out-suffix", f"the preview is a .png file; {preview} is none")
+    _check_out(out, fps)
     request = make_request(
         poses,
         prompt=prompt,
@@ -140,9 +144,15 @@ def make_request(poses: Path, **options: Any) -> Request:
         poses=read_poses(poses),
         inversion=None if inversion == "none" else inversion,
         edit=() if edit == "none" else tuple(part.strip() for part in edit.split(",")),
-        memory=None if memory is None else int(memory * 2**20),
+        memory=None if memory is None else _bytes(memory),
         **options,
     )
+
+
+def _bytes(mebibytes: float) -> int:
+    if not (math.isfinite(mebibytes) and mebibytes > 0):
+        raise RequestError("memory-budget", f"--memory is {mebibytes:g}; give a number of MiB above 0")
+    return int(mebibytes * 2**20)
 
 
 def _open(
@@ -191,14 +201,32 @@ def _shown_in(path: Path | None) -> Preview:
     return show
 
 
+def _check_out(out: Path, fps: float | None) -> None:
+    """Before anything is rendered: can the result be written, and is nothing else in its way?"""
+    if out.suffix not in ("", ".mp4"):
+        raise RequestError("out-kind", f"cannot write {out.suffix} files; give a name ending in .mp4, or a folder")
+    if fps is not None and not 1 <= fps <= 1000:
+        raise RequestError("fps-range", f"--fps is {fps:g}; it must be between 1 and 1000")
+    above = next(parent for parent in out.absolute().parents if parent.exists())
+    if not above.is_dir():
+        raise RequestError("out-exists", f"{above} is a file, so {out} cannot be written; choose another --out")
+    if out.suffix == ".mp4" and out.is_dir():
+        raise RequestError("out-exists", f"{out} is a folder; choose another --out")
+    if out.suffix == "" and out.exists():
+        inside = sorted(path.name for path in out.iterdir()) if out.is_dir() else [out.name]
+        foreign = [name for name in inside if not _FRAME.fullmatch(name)]
+        if foreign:
+            raise RequestError(
+                "out-exists", f"{out} holds {foreign[0]}, which is no frame of a result; choose another --out"
+            )
+
+
 def _write_frames(out: Path, frames: NDArray[np.uint8], fps: float) -> None:
     if out.suffix == ".mp4":
         from posecrafter.video import write_video
 
         write_video(out, frames, fps)
         return
-    if out.suffix:
-        raise RequestError("out-kind", f"cannot write {out.suffix} files; give a name ending in .mp4, or a folder")
     from posecrafter.files import atomic_folder
     from posecrafter.pose.preview import png_bytes
 

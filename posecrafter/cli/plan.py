@@ -17,7 +17,6 @@ from posecrafter.cli.generate import (
     Memory,
     Poses,
     Reference,
-    Source,
     Steps,
     Windowing,
     make_request,
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
 
 
 def plan_command(
-    bundle: Source,
+    bundle: Annotated[Path, typer.Argument(help="The bundle's folder; a shared one is planned for its own person.")],
     poses: Poses,
     steps: Steps = None,
     guidance: Guidance = None,
@@ -74,7 +73,7 @@ def plan_command(
     if as_json:
         show({**values, **report.summary()}, as_json=True)
     else:
-        show({**values, **_words(report)}, as_json=False)
+        show({**values, **_words(report, asked=reference is not None)}, as_json=False)
 
 
 def _time(plan: Plan, bundle: Bundle) -> dict[str, Any]:
@@ -98,14 +97,15 @@ def _engine(bundle: Bundle) -> dict[str, Any]:
     return {"engine": str(choice), "engine_why": choice.told}
 
 
-def _words(report: Report) -> dict[str, str]:
-    """The report in a few lines."""
+def _words(report: Report, asked: bool) -> dict[str, str]:
+    """The report in a few lines. asked: the request names the reference."""
     from posecrafter.pose.extract import name_ranges
 
     next_best = ", ".join(f"frame {choice.frame} at {choice.distance:.1%}" for choice in report.runners_up)
     worst = ", ".join(f"{frame} ({report.nearest_distance[frame]:.1%})" for frame in report.worst)
+    why = "as asked for" if asked else "nearest to the whole target"
     lines = {
-        "reference_why": f"nearest to the whole target, {report.chosen.distance:.1%} away on average over "
+        "reference_why": f"{why}, {report.chosen.distance:.1%} away on average over "
         f"{report.chosen.comparable} frames" + (f"; next: {next_best}" if next_best else ""),
         "hardest_frames": worst or "none can be compared",
     }

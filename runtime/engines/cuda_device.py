@@ -48,13 +48,15 @@ class CudaDevice:
         self._check(self._cuda.cudaSetDevice(index))
         self.stream = int(self._check(self._cuda.cudaStreamCreate()))
         self._scratch: tuple[int, int] = (0, 0)
+        self._held: set[int] = set()
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> DeviceBuffer:
         """Memory of the pool, not cleared. Raises: EngineError "engine-memory"."""
         size = max(int(np.prod(shape, dtype=np.int64)) * dtype.itemsize, 1)
         pointer = self._allocate(size)
         buffer = DeviceBuffer(pointer, shape, dtype)
-        weakref.finalize(buffer, self._cuda.cudaFreeAsync, pointer, self.stream)
+        self._held.add(pointer)
+        weakref.finalize(buffer, self._free, pointer)
         return buffer
 
     def upload(self, array: NDArray[Any]) -> DeviceBuffer:
@@ -121,12 +123,19 @@ class CudaDevice:
         self._check(self._cuda.cudaStreamSynchronize(self.stream))
 
     def close(self) -> None:
-        """Free the scratch memory and the stream."""
+        """Free all memory, buffers that somebody still holds among it, and the stream that it is freed on."""
+        for pointer in tuple(self._held):
+            self._free(pointer)
         if self._scratch[1]:
             self._check(self._cuda.cudaFreeAsync(self._scratch[0], self.stream))
             self._scratch = (0, 0)
         self.synchronize()
         self._check(self._cuda.cudaStreamDestroy(self.stream))
+
+    def _free(self, pointer: int) -> None:
+        if pointer in self._held:
+            self._held.discard(pointer)
+            self._cuda.cudaFreeAsync(pointer, self.stream)
 
     def _allocate(self, size: int) -> int:
         status, pointer = self._cuda.cudaMallocAsync(size, self.stream)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,8 @@ from posecrafter.runtime.engines.base import Buffer
 
 _AS_REQUESTED = 1
 """The arena grows by what is asked for, not to the next power of two."""
+_ARENAS = Lock()
+"""ONNX Runtime looks for the process's arena without a lock while it loads a graph."""
 
 
 class OnnxRuntimeGraph:
@@ -65,7 +68,8 @@ class OnnxRuntimeEngine:
             if path is None:
                 raise EngineError("engine-load", f"{self._folder} has no graph '{graph}'; export it again")
             try:
-                session = ort.InferenceSession(str(path), self._options, providers=["CPUExecutionProvider"])
+                with _ARENAS:
+                    session = ort.InferenceSession(str(path), self._options, providers=["CPUExecutionProvider"])
             except Exception as error:
                 raise EngineError("engine-load", f"ONNX Runtime cannot load {path}: {_line(error)}") from error
             self._graphs[graph] = OnnxRuntimeGraph(session, graph)
@@ -89,7 +93,8 @@ def _renew_arena() -> None:
     320 MiB at 17 frames.
     """
     memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
-    ort.create_and_register_allocator(memory, ort.OrtArenaCfg({"arena_extend_strategy": _AS_REQUESTED}))
+    with _ARENAS:
+        ort.create_and_register_allocator(memory, ort.OrtArenaCfg({"arena_extend_strategy": _AS_REQUESTED}))
 
 
 def _line(error: Exception) -> str:

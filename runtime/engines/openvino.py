@@ -99,14 +99,15 @@ class OpenVinoGraph:
         return self._requests[key]
 
     def _compile(self, shapes: Shapes) -> ov.CompiledModel:
-        blob = self._blob(blob_name(self._name, shapes)) if self._static else None
-        if blob is not None:
-            return self._core.import_model(blob, "CPU", dict(self._options))
         options = dict(self._options)
-        if self._static:
-            self._model.reshape({name: list(shape) for name, shape in shapes.items()})
-            if self._name == "denoiser" and shapes["x"][0] == 1:
-                options["INFERENCE_PRECISION_HINT"] = HINTS[INVERTED_IN]
+        if not self._static:
+            return self._core.compile_model(self._model, "CPU", options)
+        if self._name == "denoiser" and shapes["x"][0] == 1:
+            options["INFERENCE_PRECISION_HINT"] = HINTS[INVERTED_IN]
+        blob = self._blob(blob_name(self._name, shapes))
+        if blob is not None:
+            return self._core.import_model(blob, "CPU", options)
+        self._model.reshape({name: list(shape) for name, shape in shapes.items()})
         return self._core.compile_model(self._model, "CPU", options)
 
 
@@ -144,9 +145,7 @@ class OpenVinoEngine:
             path = self._folder / "graphs" / f"{graph}.onnx"
             if not path.is_file():
                 raise EngineError("engine-load", f"{self._folder} has no graph '{graph}'; export it again")
-            files = (path, path.with_suffix(".weights"))
-            weights = sum(file.stat().st_size for file in files if file.is_file())
-            static = weights <= _STATIC_BYTES if self._static is None else self._static
+            static = compiled_by_size(self._folder, graph) if self._static is None else self._static
             self._graphs[graph] = OpenVinoGraph(self._core, path, self._options, static, self._blob)
         return self._graphs[graph]
 
@@ -167,6 +166,13 @@ class OpenVinoEngine:
 
     def close(self) -> None:
         self._graphs.clear()
+
+
+def compiled_by_size(folder: Path, graph: str) -> bool:
+    """Whether a bundle's graph is compiled for each size that it meets, and not once for any."""
+    path = folder / "graphs" / f"{graph}.onnx"
+    files = (path, path.with_suffix(".weights"))
+    return sum(file.stat().st_size for file in files if file.is_file()) <= _STATIC_BYTES
 
 
 def blob_name(graph: str, shapes: Shapes) -> str:

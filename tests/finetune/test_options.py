@@ -70,6 +70,8 @@ def test_a_run_with_a_falling_rate_keeps_its_steps_when_resumed() -> None:
     first = FinetuneOptions(lr_schedule="cosine")
     longer = FinetuneOptions(lr_schedule="cosine", steps=900)
     assert longer.differences(first.as_dict()) == ["steps is 900, was 500"]
+    limited = FinetuneOptions(lr_schedule="cosine", max_seconds=60.0)
+    assert limited.differences(first.as_dict()) == ["max_seconds is 60.0, was None"]
 
 
 def test_a_resumed_run_may_only_change_how_long_it_runs() -> None:

@@ -106,6 +106,15 @@ def test_the_host_refuses_in_one_line(code: str, words: list[str], native: Any, 
     assert f"error[{code}]: " in done.stderr
 
 
+def test_where_no_engine_opens_the_reason_of_each_is_told(native: Any, tiny_bundle: Path) -> None:
+    words = ["--engine-library", "/nowhere.so"]
+    done = run(native.build / "bin/posecrafter-host", tiny_bundle, tiny_bundle / "person/poses.json", *words)
+    assert done.returncode == 2
+    assert "error[engine-missing]: " in done.stderr
+    for engine in ("onnxruntime: ", "openvino: "):
+        assert engine in done.stderr
+
+
 def test_the_native_tests_pass(native: Any) -> None:
     done = run("ctest", "--test-dir", native.build, "--output-on-failure", "--no-tests=error")
     assert done.returncode == 0, done.stdout

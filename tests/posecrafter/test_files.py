@@ -39,6 +39,34 @@ def test_a_folder_replaces_the_old_one_whole(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [target]
 
 
+def test_a_folder_that_cannot_take_the_old_ones_place_leaves_it_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, replace = tmp_path / "bundle", Path.replace
+    with atomic_folder(target) as folder:
+        (folder / "x").write_text("first")
+
+    def failing(self: Path, to: Path) -> Path:
+        if to == target and "-old-" not in str(self):
+            raise OSError(errno.EIO, "Input/output error")
+        return replace(self, to)
+
+    monkeypatch.setattr(Path, "replace", failing)
+    with pytest.raises(OSError, match="Input/output"), atomic_folder(target) as folder:
+        (folder / "x").write_text("second")
+    assert (target / "x").read_text() == "first"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.parametrize("manager", [atomic_write, atomic_folder])
+def test_a_file_in_the_way_of_a_folder_is_named(manager: object, tmp_path: Path) -> None:
+    (tmp_path / "notes").write_text("mine")
+    with pytest.raises(PoseCrafterError) as caught, manager(tmp_path / "notes" / "out"):  # type: ignore[operator]
+        pass
+    assert caught.value.code == "not-writable"
+    assert (tmp_path / "notes").read_text() == "mine"
+
+
 @pytest.mark.parametrize("manager", [atomic_write, atomic_folder])
 def test_a_full_disk_is_named_with_its_cure(manager: object, tmp_path: Path) -> None:
     with pytest.raises(PoseCrafterError) as caught, manager(tmp_path / "out"):  # type: ignore[operator]

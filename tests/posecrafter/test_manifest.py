@@ -115,6 +115,14 @@ def test_a_manifest_that_is_older_inverts_and_edits_as_published(bundle: Path) -
     assert (defaults.inversion_iterations, defaults.keep_mean) == (1, False)
 
 
+@pytest.mark.parametrize(
+    ("name", "code"), [("graphs/\0", "bundle-path"), ("graphs/" + 5000 * "x", "bundle-file-missing")]
+)
+def test_a_name_that_no_file_can_have_is_refused(bundle: Path, name: str, code: str) -> None:
+    rewrite(bundle, files={name: {"bytes": 1, "sha256": ""}})
+    refuse(bundle, code)
+
+
 @pytest.mark.parametrize("name", ["graphs/denoiser.cpu.onnx", "person/weights.safetensors"])
 def test_a_file_that_nobody_vouches_for_is_refused(bundle: Path, name: str) -> None:
     (bundle / name).parent.mkdir(exist_ok=True)

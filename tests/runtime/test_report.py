@@ -76,3 +76,11 @@ def test_a_target_that_shares_one_hand_only_is_reported_without_a_body(memory_bu
     poses = PoseTrack(memory_bundle.poses.xy, score, 64, 64)
     bundle = replace(memory_bundle)
     assert report_on(make_plan(Request(poses=poses), bundle), bundle).body is None
+
+
+def test_a_training_frame_that_cannot_be_compared_is_no_next_best(memory_bundle: Bundle) -> None:
+    poses = PoseTrack.concatenate([memory_bundle.poses[:2], PoseTrack.empty(1, 64, 64)])
+    bundle = replace(memory_bundle, poses=poses)
+    report = report_on(make_plan(Request(poses=memory_bundle.poses[[0]]), bundle), bundle)
+    assert [choice.frame for choice in report.runners_up] == [1]
+    json.dumps(report.summary(), allow_nan=False)

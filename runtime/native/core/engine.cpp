@@ -72,14 +72,17 @@ Engine::Engine(const EngineOptions& options, const fs::path& folder, const Manif
     : engine_(nullptr, nullptr), folder_(folder) {
     for (const FileEntry& file : manifest.files) listed_.insert(file.name);
     if (options.name != "auto") open(options.name, options);
-    const auto names = automatic();
-    for (std::size_t i = 0; !engine_; ++i) {
+    std::string code, why;  // the first one's code: it is the one that would be taken
+    for (const std::string& name : automatic()) {
+        if (engine_) break;
         try {
-            open(names[i], options);
-        } catch (const Error&) {
-            if (i + 1 == names.size()) throw;
+            open(name, options);
+        } catch (const Error& error) {
+            if (code.empty()) code = error.code();
+            why += text(why.empty() ? "" : "; ", name, ": ", error.what());
         }
     }
+    if (!engine_) throw Error(Kind::engine, code, why);
 }
 
 void Engine::open(const std::string& name, const EngineOptions& options) {

@@ -22,6 +22,9 @@ void check(const OrtApi& api, OrtStatus* status, const char* code, const std::st
     if (status) throw Failure(code, what + ": " + line_of(api, status));
 }
 
+// The environment is the process's, and ONNX Runtime looks for its arena without a lock while it loads a graph.
+std::mutex arenas;
+
 template <class T>
 using Owned = std::unique_ptr<T, void(ORT_API_CALL*)(T*)>;
 
@@ -153,8 +156,7 @@ OnnxRuntime::OnnxRuntime(const pc_engine_options& wanted)
 // Graphs of an engine run one after another; in an arena of its own each would keep what its largest run took. A
 // release that refuses a second arena goes on with the first.
 void OnnxRuntime::renew_arena() const {
-    static std::mutex alone;  // the environment is the process's
-    const std::lock_guard lock(alone);
+    const std::lock_guard lock(arenas);
     const char* key = "arena_extend_strategy";
     const std::size_t as_requested = 1;  // not to the next power of two
     OrtArenaCfg* raw = nullptr;
@@ -167,6 +169,7 @@ void OnnxRuntime::renew_arena() const {
 std::unique_ptr<Graph> OnnxRuntime::load(const std::string& stem) {
     const std::string path = stem + ".onnx", what = "ONNX Runtime cannot load " + path;
     auto session = made(api, api.ReleaseSession, "engine-load", what, [&](OrtSession** out) {
+        const std::lock_guard lock(arenas);
         return api.CreateSession(env.get(), path.c_str(), options.get(), out);
     });
     auto binding = made(api, api.ReleaseIoBinding, "engine-load", what,

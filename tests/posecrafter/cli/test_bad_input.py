@@ -14,6 +14,7 @@ import pytest
 
 from posecrafter.cli import main
 from posecrafter.pose import PoseTrack, write_poses
+from posecrafter.runtime import Session
 from posecrafter.video import write_video
 
 Refuse = Callable[..., str]
@@ -123,12 +124,52 @@ def test_a_bundle_with_a_missing_file_a_wrong_hash_a_newer_format(refuse: Refuse
         ("guidance-range", ["--guidance", "nan"]),
         ("edit-region", ["--edit", "nose"]),
         ("inversion", ["--inversion", "upside-down"]),
-        ("out-kind", ["--out", "result.gif", "--steps", "1"]),
+        ("seed-range", ["--seed", "-1"]),
+        ("memory-budget", ["--memory", "nan"]),
+        ("memory-budget", ["--memory", "0"]),
+        ("threads-range", ["--threads", "-1"]),
         ("engine-unknown", ["--engine", "abacus"]),
     ],
 )
 def test_options_out_of_range(code: str, options: list[str], refuse: Refuse, clip: Path, bundle: Path) -> None:
     refuse(code, "generate", bundle, "--poses", clip.with_suffix(".json"), "--out", clip.with_name("o.mp4"), *options)
+
+
+@pytest.mark.parametrize(
+    ("code", "options"),
+    [
+        ("out-kind", ["--out", "result.gif"]),
+        ("fps-range", ["--fps", "0"]),
+        ("fps-range", ["--fps", "nan"]),
+        ("out-exists", ["--out", "here"]),
+        ("out-exists", ["--out", "here/thesis"]),
+        ("out-exists", ["--out", "here/thesis/frames"]),
+        ("out-exists", ["--out", "film.mp4"]),
+    ],
+)
+def test_a_result_that_cannot_be_written_is_refused_before_anything_is_rendered(
+    code: str, options: list[str], refuse: Refuse, clip: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(clip.parent)
+    monkeypatch.setattr(Session, "render", None)
+    Path("here").mkdir()
+    Path("here/thesis").write_text("years of work")
+    Path("film.mp4").mkdir()
+    refuse(code, "generate", bundle, "--poses", clip.with_suffix(".json"), "--out", "o.mp4", *options)
+
+
+def test_the_frames_of_an_earlier_result_are_replaced(
+    clip: Path, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frames = tmp_path / "frames"
+    frames.mkdir()
+    (frames / "99999.png").write_bytes(b"of before")
+    words = ["generate", bundle, "--poses", clip.with_suffix(".json"), "--steps", "1", "--out", frames]
+    monkeypatch.setattr(sys, "argv", ["posecrafter", *map(str, words)])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert not stopped.value.code
+    assert sorted(path.name for path in frames.iterdir()) == [f"{i:05d}.png" for i in range(6)]
 
 
 def test_poses_without_a_common_key_point(refuse: Refuse, clip: Path, bundle: Path) -> None:

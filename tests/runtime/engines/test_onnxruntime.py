@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 
+from posecrafter.runtime.engines import onnxruntime as adapter
 from posecrafter.runtime.engines.onnxruntime import OnnxRuntimeEngine
 
 SIDE = 5000
@@ -55,3 +57,18 @@ def test_the_graphs_of_an_engine_share_their_memory_and_leave_it_when_closed(fol
     assert _resident() - one < 0.3 * LARGE
     engine.close()
     assert _resident() - before < 0.3 * LARGE
+
+
+def test_no_arena_is_renewed_while_a_graph_is_loaded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # ONNX Runtime itself looks for the arena without a lock; two threads crash within seconds.
+    watched: list[bool] = []
+
+    def watch(real: Any) -> Any:
+        return lambda *given, **named: watched.append(adapter._ARENAS.locked()) or real(*given, **named)
+
+    for name in ("InferenceSession", "create_and_register_allocator"):
+        monkeypatch.setattr(adapter.ort, name, watch(getattr(adapter.ort, name)))
+    engine = OnnxRuntimeEngine(folder, threads=1)
+    engine.load("first")
+    engine.close()
+    assert watched == [True, True, True]

@@ -151,11 +151,25 @@ def test_the_precision_of_a_pass_over_one_frame_is_asked_for_by_the_adapter(
             asked.append((model.input("x").shape[0], options["INFERENCE_PRECISION_HINT"]))
             return self._core.compile_model(model, device, {**options, "INFERENCE_PRECISION_HINT": "f32"})
 
+        def import_model(self, blob: bytes, device: str, options: dict[str, Any]) -> ov.CompiledModel:
+            compiled = self._core.import_model(blob, device, {**options, "INFERENCE_PRECISION_HINT": "f32"})
+            asked.append((compiled.input("x").shape[0], options["INFERENCE_PRECISION_HINT"]))
+            return compiled
+
     monkeypatch.setattr(adapter.ov, "Core", Core)
     monkeypatch.setattr(adapter, "check_precision", lambda core, precision: None)
     engine = OpenVinoEngine(tiny_bundle, threads=1, precision="bf16")
-    for frames in (1, 2):
-        run(engine, "denoiser", graph_inputs("denoiser", frames, 1, 8, 8))
+    inputs = [graph_inputs("denoiser", frames, 1, 8, 8) for frames in (1, 2)]
+    for each in inputs:
+        run(engine, "denoiser", each)
+    assert asked == [(1, "f32"), (2, "bf16")]
+    asked.clear()
+    # The same from what `compile` has kept.
+    kept = dict(engine.load("denoiser").export({key: engine.upload(v) for key, v in each.items()}) for each in inputs)
+    monkeypatch.setattr(OpenVinoEngine, "_blob", lambda self, name: kept[name])
+    later = OpenVinoEngine(tiny_bundle, threads=1, precision="bf16")
+    for each in inputs:
+        run(later, "denoiser", each)
     assert asked == [(1, "f32"), (2, "bf16")]
 
 

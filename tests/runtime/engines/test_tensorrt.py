@@ -208,6 +208,16 @@ def test_nothing_stays_allocated_but_what_is_used(compiled: Path, library: Simpl
     assert library.live == {}
 
 
+def test_what_somebody_still_holds_is_freed_once_and_before_the_stream(
+    compiled: Path, library: SimpleNamespace
+) -> None:
+    engine = TensorRtEngine(compiled, RTX)
+    held = engine.upload(np.zeros((1, 4, 4, 5), np.float32))
+    engine.close()
+    assert library.live == {}
+    del held
+
+
 def test_the_graphs_share_one_scratch_memory_that_grows(compiled: Path, library: SimpleNamespace) -> None:
     engine = TensorRtEngine(compiled, RTX)
     engine.load("vae_decoder").run({"latents": engine.upload(np.zeros((1, 4, 4, 5), np.float32))})
