@@ -55,8 +55,9 @@ def compile_bundle(
     """Build a bundle's graphs for `engine`: "tensorrt", "tensorrt-rtx" or "openvino".
 
     Raises: BundleError; EngineError "engine-unknown", "engine-missing", "engine-device", "engine-precision",
-    "plan-build", "attention-unfused", "plugins-missing"; ExportError "compile-range", "compile-precision",
-    "compile-target", "compile-busy", "plugins-graph", "plugins-frames", "cancelled"; PoseCrafterError "disk-full".
+    "plan-build", "attention-unfused", "plugins-missing"; ExportError "bundle-shared", "compile-range",
+    "compile-precision", "compile-target", "compile-weights", "compile-busy", "plugins-graph", "plugins-frames",
+    "cancelled"; PoseCrafterError "disk-full".
     Whatever is raised, the bundle stays as it was.
     """
     bundle, options = Path(bundle), options or CompileOptions()

@@ -171,12 +171,14 @@ def make_graphs(base: Base) -> dict[str, Graph]:
 
 
 def make_ranges(base: Base, options: ExportOptions) -> dict[str, Range]:
-    """Both ends of every dynamic dimension.
+    """Both ends of every dynamic dimension. The longest side is `options.max_side`, or the base's default where that is
+    longer: a run's base has the run's.
 
     The lowest level must keep more than one cell a side: a size of 1 means broadcasting to torch.export.
     """
     cells = 2 ** (len(base.denoiser.unet.size.widths) - 1) + 1
-    side = Range(cells, options.max_side // base.factor)
+    longest = max(options.max_side, base.defaults.width, base.defaults.height)
+    side = Range(cells, longest // base.factor)
     pixels = Range(side.min * base.factor, side.max * base.factor, base.factor)
     frames, prompts = Range(1, options.max_frames), Range(1, options.max_prompts)
     return {"frames": frames, "prompts": prompts, "h": side, "w": side, "height": pixels, "width": pixels}

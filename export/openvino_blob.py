@@ -28,7 +28,9 @@ def job(
 ) -> tuple[str, dict[str, Any], Callable[[Path, Progress, Cancel | None], Built]]:
     """As `compile` wants it: the target's name, what an up-to-date record says, and how to make it.
 
-    Raises: EngineError "engine-missing", "engine-precision"; ExportError "compile-range", "compile-target".
+    A graph that the runtime compiles for any size is left out: no session would read what was kept of it.
+    Raises: EngineError "engine-missing", "engine-precision"; ExportError "bundle-shared", "compile-range",
+    "compile-target", "compile-weights".
     """
     try:
         from posecrafter.runtime.engines import openvino as adapter
@@ -36,8 +38,24 @@ def job(
         raise EngineError("engine-missing", "openvino is not installed; run: pip install openvino") from error
     if options.target not in (None, TARGET):
         raise ExportError("compile-target", f"OpenVINO builds for this machine's CPU, not for {options.target}")
+    if manifest.kind == "shared":
+        raise ExportError(
+            "bundle-shared",
+            "a shared bundle's graphs take the person's weights as inputs, which OpenVINO's files cannot hold; run it "
+            "uncompiled, or export without --shared to compile",
+        )
     engine = adapter.OpenVinoEngine(bundle, precision=options.precision or "fp32", static=True)
-    cases = _cases(manifest, options)
+    cases = {
+        graph: profiles
+        for graph, profiles in _cases(manifest, options).items()
+        if adapter.compiled_by_size(bundle, graph)
+    }
+    if not cases:
+        raise ExportError(
+            "compile-weights",
+            "every graph's weights exceed what OpenVINO compiles for one size, so that it would read no file; run the "
+            "bundle uncompiled",
+        )
     wanted = {
         **common,
         "version": adapter.VERSION,

@@ -29,11 +29,14 @@ def make_profiles(
     """
     for count in frames:
         if count not in manifest.frames:
-            raise ExportError("compile-range", _outside("--frames", count, manifest.frames, "--max-frames"))
+            cure = f"; export again with --max-frames {count}" if count > manifest.frames.max else ""
+            raise ExportError("compile-range", f"{_outside('--frames', count, manifest.frames)}{cure}")
     width, height = size or (manifest.defaults.width, manifest.defaults.height)
     for name, value, allowed in (("width", width, manifest.width), ("height", height, manifest.height)):
         if value not in allowed:
-            raise ExportError("compile-range", f"{_outside('--size', value, allowed)}, the {name}")
+            option = "--size" if size else "the bundle's own size"
+            cure = "; export it again" if not size and value > allowed.max else ""
+            raise ExportError("compile-range", f"{_outside(option, value, allowed)}, the {name}{cure}")
     if graph == "text_encoder":
         return (Profile({"prompts": _span(manifest.prompts, 1, GUIDED)}),)
     if graph == "vae_decoder":
@@ -60,6 +63,6 @@ def _span(allowed: Range, likely: int, most: int) -> tuple[int, int, int]:
     return allowed.min, min(likely, high), high
 
 
-def _outside(option: str, value: int, allowed: Range, export: str = "--max-side") -> str:
+def _outside(option: str, value: int, allowed: Range) -> str:
     steps = f" in steps of {allowed.multiple}" if allowed.multiple > 1 else ""
     return f"{option} {value} is outside the bundle's {allowed.min}..{allowed.max}{steps}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,6 +20,12 @@ from posecrafter.pose import PoseTrack, read_poses
 
 FILES = ("person.safetensors", "poses.json", "latents.safetensors")
 """What a bundle takes over from a run as it is."""
+
+_TOLD: Mapping[str, Any] = {
+    "base": dict, "width": int, "height": int, "fps": (int, float), "prompt": str, "pose_style": str, "steps": int,
+}  # fmt: skip
+_TOLD_OF_BASE: Mapping[str, Any] = {"source": str, "controlnet": (str, type(None)), "sha256": str}
+"""What an export takes from a run's record, and its types in JSON."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +51,11 @@ class Run:
             record = read_json(path)
         except ValueError as error:
             raise ExportError("run-format", f"{path} is not valid JSON ({error}); fine-tune again") from error
-        if record.get("format") != FORMAT:
-            raise ExportError(
-                "run-format", f"{path} has format {record.get('format')!r}, expected {FORMAT!r}; fine-tune again"
-            )
+        found = record.get("format") if isinstance(record, dict) else None
+        if found != FORMAT:
+            raise ExportError("run-format", f"{path} has format {found!r}, expected {FORMAT!r}; fine-tune again")
+        _check(record, _TOLD, path)
+        _check(record["base"], _TOLD_OF_BASE, path, "base.")
         missing = [name for name in FILES if not (folder / name).is_file()]
         if missing:
             raise ExportError("run-incomplete", f"{folder} lacks {missing[0]}; copy the run whole or fine-tune again")
@@ -65,7 +72,7 @@ class Run:
         return base
 
     def load_base(self, source: str | Path | None = None) -> Base:
-        """The base the run was tuned on, without the person; fp32.
+        """The base the run was tuned on, without the person; fp32. Its default size is the run's.
 
         source: where the base is now; None for where it was. Raises: BaseModelError; ExportError "base-differs".
         """
@@ -77,10 +84,18 @@ class Run:
                 f"the base {base.source} has sha256 {base.sha256[:12]}, the run was tuned on {told['sha256'][:12]}; "
                 "give that base with --base, or fine-tune again",
             )
-        return base
+        return replace(base, defaults=replace(base.defaults, width=self.record["width"], height=self.record["height"]))
 
     def apply(self, base: Base) -> None:
         """Put the person into the base, in place: LoRA merged, decoder exchanged. Raises: BaseModelError."""
         person = load_person(self.folder / "person.safetensors")
         apply_person(base.denoiser, person)
         apply_decoder(base.vae, person)
+
+
+def _check(record: Mapping[str, Any], told: Mapping[str, Any], path: Path, inside: str = "") -> None:
+    """Raises: ExportError "run-format" naming the first entry that is missing or of another type."""
+    for name, kind in told.items():
+        if name not in record or isinstance(record[name], bool) or not isinstance(record[name], kind):
+            found = f"has {inside}{name} {record[name]!r}" if name in record else f"lacks {inside}{name}"
+            raise ExportError("run-format", f"{path} {found}; fine-tune again")

@@ -166,7 +166,7 @@ def load_base(
     unet = _load_network(VideoUNet, "unet", folders["unet"], dtype)
     control = _load_network(VideoControlNet, "controlnet", folders["controlnet"], dtype)
     vae, text_encoder, tokenizer = _load_library_models(folders, dtype)
-    _check_sizes(unet, control, vae, text_encoder)
+    _check_sizes(unet, control, vae, text_encoder, tokenizer)
     for module in (unet, control, vae, text_encoder):
         module.requires_grad_(False).eval().to(device=device)
     return Base(
@@ -228,31 +228,45 @@ def _load_network(kind: type[Network], name: str, folder: Path, dtype: torch.dty
 def _load_library_models(
     folders: Mapping[str, Path], dtype: torch.dtype
 ) -> tuple[AutoencoderKL, CLIPTextModel, CLIPTokenizer]:
-    """The autoencoder and the text encoder stay diffusers' and transformers' own, read by their own loaders."""
+    """Autoencoder, text encoder and tokenizer stay diffusers' and transformers' own, read by their own loaders."""
     from diffusers import AutoencoderKL
     from transformers import CLIPTextModel, CLIPTokenizer
+    from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
     from transformers.utils import logging
 
-    def load(kind: Any, name: str) -> Any:
-        variant = "fp16" if all(".fp16." in file.name for file in weight_files(name, folders[name])) else None
-        options = {"variant": variant, "use_safetensors": True, "local_files_only": True, "low_cpu_mem_usage": False}
+    def load(kind: Any, name: str, **options: Any) -> Any:
         try:
-            return kind.from_pretrained(folders[name], torch_dtype=dtype, **options)
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
-            message = f"{folders[name]} cannot be read ({str(error).splitlines()[0]}); download it again"
+            return kind.from_pretrained(folders[name], local_files_only=True, **options)
+        except Exception as error:  # a damaged vocabulary is a bare Exception
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            message = f"{folders[name]} cannot be read ({reason}); download it again"
             raise BaseModelError("base-unreadable", message) from error
+
+    def load_weights(kind: Any, name: str) -> Any:
+        variant = "fp16" if all(".fp16." in file.name for file in weight_files(name, folders[name])) else None
+        options = {"variant": variant, "use_safetensors": True, "low_cpu_mem_usage": False}
+        return load(kind, name, torch_dtype=dtype, **options)
 
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        vae, text_encoder = load(AutoencoderKL, "vae"), load(CLIPTextModel, "text_encoder")
-        return vae, text_encoder, CLIPTokenizer.from_pretrained(folders["tokenizer"], local_files_only=True)
+        vae, text_encoder = load_weights(AutoencoderKL, "vae"), load_weights(CLIPTextModel, "text_encoder")
+        tokenizer = load(CLIPTokenizer, "tokenizer")
+        if tokenizer.model_max_length == VERY_LARGE_INTEGER:  # none was told
+            tokenizer.model_max_length = text_encoder.config.max_position_embeddings
+        return vae, text_encoder, tokenizer
     finally:
         if shown:
             logging.enable_progress_bar()
 
 
-def _check_sizes(unet: VideoUNet, control: VideoControlNet, vae: AutoencoderKL, text_encoder: CLIPTextModel) -> None:
+def _check_sizes(
+    unet: VideoUNet,
+    control: VideoControlNet,
+    vae: AutoencoderKL,
+    text_encoder: CLIPTextModel,
+    tokenizer: CLIPTokenizer,
+) -> None:
     pairs = (
         ("latent channels", "the UNet", unet.size.in_channels, "the VAE", vae.config["latent_channels"]),
         ("output channels", "the UNet", unet.conv_out.out_channels, "the VAE", vae.config["latent_channels"]),
@@ -260,12 +274,20 @@ def _check_sizes(unet: VideoUNet, control: VideoControlNet, vae: AutoencoderKL, 
         ("block widths", "the UNet", unet.size.widths, "the ControlNet", control.size.widths),
         ("input channels", "the UNet", unet.size.in_channels, "the ControlNet", control.size.in_channels),
         ("text width", "the UNet", unet.size.text_width, "the ControlNet", control.size.text_width),
+        ("words", "the tokenizer", len(tokenizer), "the text encoder", text_encoder.config.vocab_size),
     )
     for what, first, a, second, b in pairs:
         if a != b:
             raise BaseModelError(
                 "base-mismatch", f"{first} has {what} {a}, {second} {b}; use components of one base family"
             )
+    length, positions = tokenizer.model_max_length, text_encoder.config.max_position_embeddings
+    if not 0 < length <= positions:
+        raise BaseModelError(
+            "base-mismatch",
+            f"the tokenizer's model_max_length is {length}, the text encoder has {positions} positions; "
+            "use components of one base family",
+        )
 
 
 def _fingerprint(folders: Mapping[str, Path]) -> str:

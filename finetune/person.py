@@ -80,7 +80,11 @@ def load_person(path: Path | str) -> Person:
         found = metadata.get("format")
         raise TrainingError("person-format", f"{path} has format {found!r}, expected {FORMAT!r}; fine-tune again")
     kind: Literal["full", "lora"] = "lora" if metadata["kind"] == "lora" else "full"
-    return Person(tensors, kind, metadata["base_sha256"], int(metadata["rank"]), float(metadata["alpha"]))
+    try:
+        return Person(tensors, kind, metadata["base_sha256"], int(metadata["rank"]), float(metadata["alpha"]))
+    except (KeyError, ValueError) as error:
+        message = f"{path} does not tell its base_sha256, rank and alpha ({error}); fine-tune again"
+        raise TrainingError("person-format", message) from error
 
 
 def merged_state(person: Person, base: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -26,7 +26,13 @@ WEIGHT_STEMS = {
 POCKET = "pocket"
 """The source that means the tiny base which the package carries."""
 
-_PLAIN = {"tokenizer": "tokenizer_config.json", "scheduler": "scheduler_config.json"}
+_PLAIN = {
+    "tokenizer": (("tokenizer.json",), ("vocab.json", "merges.txt")),
+    "scheduler": (("scheduler_config.json",),),
+}
+"""The components without weights, and what a folder of theirs must hold: one of these sets of files, whole. From a
+tokenizer's configuration alone transformers makes a vocabulary of two words, and says nothing."""
+
 COMPONENTS = (*WEIGHT_STEMS, *_PLAIN)
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _CLASSES = {
@@ -38,15 +44,17 @@ _CLASSES = {
 
 
 def find_component(name: str, source: Path, folder: Path) -> Path:
-    """`folder`, if component `name` of `source` is complete there: configuration, and weights where it has any.
+    """`folder`, if component `name` of `source` is complete there: configuration or words, and its weights if any.
 
     Raises: BaseModelError "base-component-missing", "base-not-safetensors".
     """
-    config = folder / _PLAIN.get(name, "config.json")
-    present = folder.is_dir() and (config.is_file() or (name == "tokenizer" and (folder / "vocab.json").is_file()))
-    if not present:
+    wanted = _PLAIN.get(name, (("config.json",),))
+    if not any(all((folder / file).is_file() for file in files) for files in wanted):
         cure = "pass --controlnet with its folder or hub id" if name == "controlnet" else "complete the download"
-        raise BaseModelError("base-component-missing", f"the base {source} has no {name} ({config} is missing); {cure}")
+        lacks = ", or ".join(" and ".join(files) for files in wanted)
+        raise BaseModelError(
+            "base-component-missing", f"the base {source} has no {name} ({folder} lacks {lacks}); {cure}"
+        )
     if name in WEIGHT_STEMS:
         weight_files(name, folder)
     return folder

@@ -24,7 +24,7 @@ import triton.language as tl
 from torch import Tensor
 
 from posecrafter.errors import EngineError
-from posecrafter.kernels.checks import FLOATS, check_grid, check_same_device, check_tensor
+from posecrafter.kernels.checks import FLOATS, check_contiguous, check_grid, check_same_device, check_tensor
 from posecrafter.kernels.registry import Build, Inputs, Kernel, Sizes, power_of_two
 
 ROWS, CHANNELS = 64, 64
@@ -184,6 +184,7 @@ def check(x: Tensor, weight: Tensor, bias: Tensor, add: Tensor | None, groups: i
     for name, vector in (("weight", weight), ("bias", bias), ("add", add)):
         if vector is not None:
             check_tensor(name, vector, x.shape[1:2], FLOATS)
+            check_contiguous(name, vector)
     if not x.is_contiguous(memory_format=torch.channels_last):
         raise EngineError(
             "kernel-layout",

@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from posecrafter.errors import EngineError
-from posecrafter.kernels.checks import FLOATS, check_grid, check_same_device, check_tensor
+from posecrafter.kernels.checks import FLOATS, check_contiguous, check_grid, check_same_device, check_tensor
 from posecrafter.kernels.registry import Build, Inputs, Kernel, Sizes
 
 BLOCK = 1024
@@ -66,6 +66,7 @@ def check(x: Tensor, each: Tensor, weight: Tensor, a: Tensor, b: Tensor) -> None
     check_tensor("eps", each, (each.shape[0], *x.shape), FLOATS)
     for name, number, shape in (("weight", weight, each.shape[:1]), ("a", a, ()), ("b", b, ())):
         check_tensor(name, number, shape, (torch.float32,))
+        check_contiguous(name, number)
     if not (_dense(x) and _same_order(x, each)):
         raise EngineError(
             "kernel-layout",

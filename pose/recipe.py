@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from posecrafter.errors import PoseError
+from posecrafter.fields import LARGEST_COUNT
 from posecrafter.pose import arms, expression, place, timing
 from posecrafter.pose.openpose import read_poses
 from posecrafter.pose.track import PoseTrack
@@ -115,12 +116,21 @@ def _value(kind: Any, text: str, where: str, folder: Path) -> Any:
             return text
         if kind is bool:
             return {"true": True, "yes": True, "false": False, "no": False}[text.lower()]
-        if kind is int or kind is float:
-            return kind(text)
-        return [int(part) for part in text.split(",")]
+        if kind is float:
+            return float(text)
+        return _whole(text) if kind is int else [_whole(part) for part in text.split(",")]
     except (ValueError, KeyError) as error:
-        names = {int: "a whole number", float: "a number", bool: "true or false"}
-        wanted = str(error) if str(error).startswith("choose") else names.get(kind, "whole numbers with commas between")
+        names = {int: f"a whole number up to {LARGEST_COUNT}", float: "a number", bool: "true or false"}
+        several = f"whole numbers up to {LARGEST_COUNT} with commas between"
+        wanted = str(error) if str(error).startswith("choose") else names.get(kind, several)
         raise PoseError(
             "edit-syntax", f"{where} is {text!r}; it must be {wanted}".replace("must be choose", "is not known, choose")
         ) from error
+
+
+def _whole(text: str) -> int:
+    """Raises: ValueError for what is no whole number, or is one of more digits than the operations count with."""
+    number = int(text)
+    if abs(number) > LARGEST_COUNT:
+        raise ValueError(text)
+    return number

@@ -52,8 +52,9 @@ def cut(track: PoseTrack, *, first: int = 0, last: int | None = None) -> PoseTra
 
 
 def still(track: PoseTrack, *, frame: int = 0, frames: int = 50) -> PoseTrack:
-    """One frame, held for `frames` frames: something to edit. Raises PoseError edit-range."""
-    at_least("frames", frames, 1)
+    """One frame, held for `frames` frames: something to edit. Raises PoseError edit-range and edit-value."""
+    if not 1 <= frames <= MOST_FRAMES:
+        raise PoseError("edit-value", f"frames is {frames}; it must be 1..{MOST_FRAMES}")
     one = cut(track, first=frame, last=frame)
     return one[np.zeros(frames, int)]
 
@@ -65,7 +66,8 @@ def reverse(track: PoseTrack) -> PoseTrack:
 
 def stretch(track: PoseTrack, *, factor: float = 2.0) -> PoseTrack:
     """`factor` times as many frames over the same movement (2: half speed). Raises PoseError edit-value."""
-    count = round(factor * len(track)) if np.isfinite(factor) else 0
+    wanted = factor * len(track)
+    count = round(wanted) if np.isfinite(wanted) else 0
     if not 1 <= count <= MOST_FRAMES:
         raise PoseError("edit-value", f"factor is {factor:g}, giving {count} frames; it must give 1..{MOST_FRAMES}")
     return sample(track, np.linspace(0, len(track) - 1, count))

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from posecrafter.export.profiles import make_profiles
 from posecrafter.files import read_json, sha256_of, write_json
 from posecrafter.manifest import Manifest
 from posecrafter.runtime import Bundle, Request, Session
+from posecrafter.runtime.engines import openvino
 from posecrafter.runtime.engines.built import Built, Profile
 
 RTX = "tensorrt-rtx"
@@ -255,6 +257,57 @@ def test_profiles_are_static_for_named_frames_and_span_the_manifest_otherwise(co
     assert make_profiles(manifest, "pose_encoder", (9,), (64, 16))[1] == Profile(
         {"frames": (9, 9, 9), "height": (16, 16, 16), "width": (64, 64, 64)}
     )
+
+
+def test_frames_beyond_the_range_name_the_option_of_export_and_too_few_do_not(toy_bundle: Path) -> None:
+    manifest = Manifest.read(toy_bundle)
+    for count, cure in ((40, True), (0, False)):
+        with pytest.raises(PoseCrafterError) as caught:
+            make_profiles(manifest, "denoiser", (count,))
+        assert caught.value.code == "compile-range"
+        assert (f"export again with --max-frames {count}" in caught.value.message) == cure
+
+
+def test_a_size_of_the_bundle_outside_its_own_range_names_no_option_that_nobody_gave(toy_bundle: Path) -> None:
+    manifest = Manifest.read(toy_bundle)
+    manifest = replace(manifest, defaults=replace(manifest.defaults, width=128))
+    with pytest.raises(PoseCrafterError, match=r"own size 128 is outside the bundle's 16\.\.64") as caught:
+        make_profiles(manifest, "denoiser")
+    assert caught.value.code == "compile-range"
+    assert "export it again" in caught.value.message
+    assert "--size" not in caught.value.message
+
+
+def test_openvino_refuses_a_shared_bundle_before_it_compiles_anything(
+    toy_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = Path(shutil.copytree(toy_bundle, tmp_path / "bundle"))
+    manifest = Manifest.read(bundle)
+    replace(manifest, kind="shared", shared={"denoiser": {"into": [32, 4, 1, 1]}}).write(bundle)
+    monkeypatch.setattr(openvino, "OpenVinoEngine", None)
+    error = refusal(bundle, "openvino", frames=(3,))
+    assert error.code == "bundle-shared"
+    assert "without --shared" in error.message
+    assert not (bundle / "engines").exists()
+
+
+def test_openvino_leaves_out_a_graph_that_the_runtime_compiles_for_any_size(
+    toy_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = Path(shutil.copytree(toy_bundle, tmp_path / "bundle"))
+    sizes = {graph: (bundle / "graphs" / f"{graph}.onnx").stat().st_size for graph in GRAPHS}
+    largest = max(sizes, key=lambda graph: sizes[graph])
+    monkeypatch.setattr(openvino, "_STATIC_BYTES", sizes[largest] - 1)
+    compiled = compile_bundle(bundle, "openvino", CompileOptions(frames=(3,)))
+    assert set(compiled.record.graphs) == {*GRAPHS} - {largest}
+    assert not any(part.file.startswith(largest) for part in compiled.record.files)
+    assert not compile_bundle(bundle, "openvino", CompileOptions(frames=(3,))).built
+    with Session.open(bundle, "openvino") as session:
+        assert session.render(Request(poses=session.bundle.poses[:2])).frames.shape == (2, 32, 40, 3)
+    monkeypatch.setattr(openvino, "_STATIC_BYTES", 0)
+    error = refusal(bundle, "openvino", frames=(3,))
+    assert error.code == "compile-weights"
+    assert Built.read(compiled.folder) == compiled.record
 
 
 def test_openvino_models_are_kept_imported_and_refused_when_altered(toy_bundle: Path, tmp_path: Path) -> None:

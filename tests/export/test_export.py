@@ -12,10 +12,13 @@ from safetensors.numpy import load_file
 
 from posecrafter.errors import ExportError, PoseCrafterError
 from posecrafter.export import export as export_module
+from posecrafter.export.describe import describe
 from posecrafter.export.export import ExportOptions, export_bundle, exported_copy, write_tokenizer
 from posecrafter.export.graphs import Graph
 from posecrafter.export.parity import relative_l2
+from posecrafter.export.profiles import make_profiles
 from posecrafter.export.reference import open_reference
+from posecrafter.export.run import Run
 from posecrafter.export.tolerances import BF16, TOLERANCES
 from posecrafter.files import read_json, write_json
 from posecrafter.finetune.base import Base
@@ -177,6 +180,38 @@ def test_a_run_that_is_missing_unfinished_or_foreign_is_refused(run: Path, tmp_p
     assert refusal(run, tmp_path / "bundle").code == "run-format"
 
 
+@pytest.mark.parametrize("record", ["[]", "3", "null", '"run"'])
+def test_a_record_that_is_no_object_is_refused(record: str, run: Path) -> None:
+    (run / "run.json").write_text(record)
+    with pytest.raises(ExportError) as caught:
+        Run.read(run)
+    assert caught.value.code == "run-format"
+
+
+@pytest.mark.parametrize(
+    "name", ["prompt", "base", "width", "height", "fps", "pose_style", "steps", "base.source", "base.sha256"]
+)
+@pytest.mark.parametrize("spoil", [lambda record, key: record.pop(key), lambda record, key: record.update({key: []})])
+def test_a_record_without_what_an_export_takes_is_refused_by_name(name: str, spoil: Any, run: Path) -> None:
+    record = read_json(run / "run.json")
+    spoil(record["base"] if "." in name else record, name.removeprefix("base."))
+    write_json(run / "run.json", record)
+    with pytest.raises(ExportError) as caught:
+        Run.read(run)
+    assert caught.value.code == "run-format"
+    assert f" {name}" in caught.value.message
+    assert "\n" not in caught.value.message
+
+
+def test_the_range_holds_a_run_larger_than_the_longest_side(run: Path) -> None:
+    write_json(run / "run.json", {**read_json(run / "run.json"), "width": 1280, "height": 720})
+    tuned = Run.read(run)
+    manifest = describe(tuned, tuned.load(), ExportOptions())
+    assert (manifest.defaults.width, manifest.defaults.height) == (1280, 720)
+    assert (manifest.width.max, manifest.height.max) == (1280, 1280)
+    assert make_profiles(manifest, "pose_encoder")[0].sizes["width"] == (1280, 1280, 1280)
+
+
 @pytest.mark.parametrize(
     "options", [{"precision": "int4"}, {"max_frames": 1}, {"max_side": 64}, {"max_prompts": 1}, {"steps": 0}]
 )
@@ -201,7 +236,6 @@ def test_the_tokenizer_file_alone_splits_as_the_base_does(prompt: str, tuned: Ba
 def test_a_merged_low_rank_person_equals_the_unmerged_one(
     tuned: Base, run: Path, run_torch: Any, graphs: dict[str, Graph], tolerance: dict[str, float]
 ) -> None:
-    from posecrafter.export.run import Run
     from posecrafter.finetune.base import load_base
     from posecrafter.finetune.person import Person, save_person
     from posecrafter.finetune.trainable import choose_trained

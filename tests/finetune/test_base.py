@@ -114,6 +114,48 @@ def test_a_configuration_without_sizes_is_refused(folder) -> None:
     assert refusal(folder).code == "base-unsupported"
 
 
+@pytest.mark.parametrize("content", ["{", "[]", "{}", "", '{"added_tokens": [], "model": {"type": "none"}}'])
+def test_a_damaged_tokenizer_is_refused_in_one_line(folder, content) -> None:
+    (folder / "tokenizer" / "tokenizer.json").write_text(content)
+    error = refusal(folder)
+    assert error.code == "base-unreadable"
+    assert str(folder / "tokenizer") in error.message
+    assert "\n" not in error.message
+
+
+def test_a_damaged_vocabulary_is_refused_in_one_line(folder) -> None:
+    (folder / "tokenizer" / "tokenizer.json").unlink()
+    for name, content in (("merges.txt", "#version: 0.2\nq\n"), ("vocab.json", '{"a":')):
+        (folder / "tokenizer" / name).write_text(content)
+        error = refusal(folder)
+        assert error.code == "base-unreadable"
+        assert "\n" not in error.message
+
+
+def test_a_tokenizer_of_another_vocabulary_is_refused_with_both_numbers(folder) -> None:
+    file = folder / "tokenizer" / "tokenizer.json"
+    content = json.loads(file.read_text())
+    words = content["model"]["vocab"]
+    words["more"] = len(words)
+    file.write_text(json.dumps(content))
+    error = refusal(folder)
+    assert error.code == "base-mismatch"
+    assert "the tokenizer has words 515, the text encoder 514" in error.message
+
+
+def test_a_tokenizer_longer_than_the_encoder_is_refused_and_one_without_a_length_has_the_encoders(folder, base) -> None:
+    file = folder / "tokenizer" / "tokenizer_config.json"
+    for length in (17, 0):
+        rewrite(file, model_max_length=length)
+        error = refusal(folder)
+        assert error.code == "base-mismatch"
+        assert f"model_max_length is {length}, the text encoder has 16 positions" in error.message
+    content = json.loads(file.read_text())
+    del content["model_max_length"]
+    file.write_text(json.dumps(content))
+    assert torch.equal(load_base(folder).encode_text(["a man"]), base.encode_text(["a man"]))
+
+
 def test_a_scheduler_that_does_not_predict_noise_is_refused(folder) -> None:
     rewrite(folder / "scheduler" / "scheduler_config.json", prediction_type="v_prediction")
     assert refusal(folder).code == "base-scheduler"

@@ -6,7 +6,15 @@ import pytest
 import torch
 
 from posecrafter.errors import BaseModelError, TrainingError
-from posecrafter.finetune.person import Person, apply_decoder, apply_person, load_person, merged_state, save_person
+from posecrafter.finetune.person import (
+    FORMAT,
+    Person,
+    apply_decoder,
+    apply_person,
+    load_person,
+    merged_state,
+    save_person,
+)
 from posecrafter.finetune.trainable import choose_trained
 
 
@@ -91,3 +99,15 @@ def test_a_file_of_another_format_is_refused(tmp_path) -> None:
             load_person(tmp_path / f"{name}.safetensors")
         codes.append(caught.value.code)
     assert codes == ["person-format", "person-unreadable", "person-unreadable"]
+
+
+@pytest.mark.parametrize("change", [{"base_sha256": None}, {"rank": None}, {"alpha": None}, {"rank": "many"}])
+def test_a_person_that_does_not_tell_its_base_or_rank_is_refused(tmp_path, change) -> None:
+    from safetensors.torch import save_file
+
+    told = {"format": FORMAT, "kind": "lora", "rank": "2", "alpha": "2.0", "base_sha256": "abc", **change}
+    metadata = {name: value for name, value in told.items() if value is not None}
+    save_file({"x": torch.zeros(1)}, tmp_path / "p.safetensors", metadata=metadata)
+    with pytest.raises(TrainingError) as caught:
+        load_person(tmp_path / "p.safetensors")
+    assert caught.value.code == "person-format"

@@ -32,6 +32,22 @@ def test_a_missing_component_is_named(tmp_path, name) -> None:
     assert name in error.message
 
 
+@pytest.mark.parametrize("files", [["tokenizer_config.json"], ["tokenizer_config.json", "vocab.json"], ["merges.txt"]])
+def test_a_tokenizer_without_its_words_is_missing(tiny_base, tmp_path, files) -> None:
+    for file in files:
+        shutil.copy(tiny_base / "tokenizer" / file, tmp_path)
+    error = refusal("tokenizer", tmp_path)
+    assert error.code == "base-component-missing"
+    assert "lacks tokenizer.json, or vocab.json and merges.txt" in error.message
+
+
+@pytest.mark.parametrize("files", [["tokenizer.json"], ["vocab.json", "merges.txt"]])
+def test_a_tokenizer_is_complete_with_its_words_in_either_form(tiny_base, tmp_path, files) -> None:
+    for file in files:
+        shutil.copy(tiny_base / "tokenizer" / file, tmp_path)
+    assert find_component("tokenizer", tmp_path, tmp_path) == tmp_path
+
+
 def test_a_missing_controlnet_points_to_its_option(tmp_path) -> None:
     assert "--controlnet" in refusal("controlnet", tmp_path / "controlnet").message
 

@@ -285,6 +285,9 @@ def test_values_are_read_by_their_kinds_and_files_beside_the_recipe(tmp_path: Pa
         ("tilt_head degrees=much", "a number"),
         ("tilt_head stay=perhaps", "true or false"),
         ("tween at=0;5", "whole numbers"),
+        ("blink frames=12345678901234567890123", "a whole number up to 1000000"),
+        ("open_mouth ramp=-12345678901234567890123", "a whole number up to 1000000"),
+        ("tween at=0,1,2,99999999999999999999", "whole numbers up to 1000000 with commas between"),
         ("scale", "needs factor="),
         ("concatenate", "needs other="),
     ],
@@ -311,9 +314,9 @@ def test_recipes_that_are_missing_empty_or_no_text_are_refused(tmp_path: Path) -
 @pytest.mark.parametrize(
     "text",
     [
-        "cut first=40", "cut first=3 last=2", "still frame=-1", "still frames=0", "stretch factor=0",
-        "stretch factor=nan", "stretch factor=1e9", "tween at=0,1", "tween at=0,5,5,6",
-        "cross_fade other=other.json frames=99", "blink first=40",
+        "cut first=40", "cut first=3 last=2", "still frame=-1", "still frames=0", "still frames=100001",
+        "stretch factor=0", "stretch factor=nan", "stretch factor=1e9", "stretch factor=1e308",
+        "tween at=0,1", "tween at=0,5,5,6", "cross_fade other=other.json frames=99", "blink first=40",
         "blink frames=0", "tilt_head degrees=90", "turn_head degrees=nan", "open_mouth amount=-1", "scale factor=0",
         "shift dx=inf", "tilt_head ramp=-1", "shake_head times=0",
     ],
