@@ -183,7 +183,10 @@ def frames(bench: Bench) -> Iterator[dict[str, Any]]:
 
 
 def tuning(bench: Bench) -> Iterator[dict[str, Any]]:
-    """Fine-tuning steps a second: the method's weights, 8 frames, gradient checkpointing, AdamW."""
+    """Seconds of a fine-tuning step: the method's weights, 8 frames, gradient checkpointing, AdamW.
+
+    A plain autocast loop and not finetune's Trainer: its weights are fp32, AdamW is not fused, no gradient is clipped.
+    """
     size, count = bench.size, 2 if bench.dry else 8
     with _fresh(bench.device) as peak:
         denoiser = random_step(size, bench.device).denoiser

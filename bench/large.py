@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,8 +13,9 @@ import torch
 
 from posecrafter.bench.cases import Case
 from posecrafter.bench.flops import count_flops
-from posecrafter.bench.machine import measure_roof
+from posecrafter.bench.machine import commit_of, made_by, measure_roof
 from posecrafter.bench.published import PublishedDenoiser
+from posecrafter.bench.records import ROOT
 from posecrafter.export.export import exported_copy
 from posecrafter.export.graphs import Border, Graph, Step
 from posecrafter.export.options import ExportOptions
@@ -37,12 +39,18 @@ SD15 = {
 
 
 def measure_step(case: Case, work: Path, threads: int | None = None) -> list[dict[str, Any]]:
-    """Seconds of a guided step over `case.frames` frames in all, and its share of the machine's roof."""
+    """Seconds of a guided step over `case.frames` frames in all, and its share of the machine's roof.
+
+    The graphs in `work` are exported at a commit's first call.
+    """
     (runner,) = case.runners
     published = runner.name.startswith("published")
     cells, folder = case.size // 8, work / "sd15" / "graphs"
-    if not (folder / "done").is_file():
+    commit = commit_of(ROOT)
+    if not made_by(folder / "done", commit):
+        shutil.rmtree(folder, ignore_errors=True)
         _export(folder)
+        (folder / "done").write_text(str(commit), encoding="utf-8")
     graph = _graph()
     inputs = graph.example({"frames": case.frames, "prompts": 2, "h": cells, "w": cells})
     with torch.device("meta"):
@@ -110,7 +118,6 @@ def _export(folder: Path) -> None:
     graph = replace(graph, module=exported_copy(graph.module, ExportOptions()))
     ranges = {"frames": Range(1, 129), "prompts": Range(1, 8), "h": Range(9, 128), "w": Range(9, 128)}
     save_graph(translate(graph, trace(graph, ranges)), folder, "denoiser", cpu_copy=True)
-    (folder / "done").write_text("")
 
 
 def _count(case: Case, published: bool) -> int:

@@ -14,6 +14,8 @@ from typing import Any
 
 LIBRARIES = ("posecrafter", "torch", "onnxruntime", "openvino", "numpy")
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
+WRITTEN = ("bench/results", "docs")
+"""What a record writes in the repository: its lines, and the pages and plots made of them."""
 
 
 def describe_machine(root: Path, threads: int | None = None) -> dict[str, Any]:
@@ -32,12 +34,26 @@ def describe_machine(root: Path, threads: int | None = None) -> dict[str, Any]:
 
 
 def commit_of(root: Path) -> str | None:
-    """The commit of the repository around `root`, with "-dirty" where files differ; None where nothing knows."""
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty"]
+    """The commit of the repository around `root`, with "-dirty" where files differ; None where nothing knows.
+
+    WRITTEN may differ: else a record's first line would make all that follow another commit's.
+    """
+    # Without git's optional lock, which would be in the way of whoever commits meanwhile.
+    git = ["git", "--no-optional-locks", "-C", str(root)]
+    code = ["--", ":/", *(f":(top,exclude){path}" for path in WRITTEN)]
+    commands = ([*git, "describe", "--always"], [*git, "status", "--porcelain", "--untracked-files=no", *code])
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        commit, changes = (
+            subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() for command in commands
+        )
     except (OSError, subprocess.CalledProcessError):
         return None
+    return f"{commit}-dirty" if changes else commit
+
+
+def made_by(mark: Path, commit: str | None) -> bool:
+    """Whether the file `mark` names this commit as the one that made what stands beside it."""
+    return mark.is_file() and mark.read_text(encoding="utf-8") == str(commit)
 
 
 def append_line(path: Path | None, line: str) -> None:

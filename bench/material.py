@@ -6,22 +6,26 @@ import subprocess
 import sys
 from pathlib import Path
 
+from posecrafter.bench.machine import commit_of, made_by
+from posecrafter.bench.records import ROOT
 from posecrafter.bench.rendered import rendered_clip
 from posecrafter.errors import RequestError
 
 
 def prepare(work: Path, size: int) -> tuple[Path, Path]:
-    """(run, bundle) of the pocket base at size x size pixels, made in `work` at the first call."""
-    run, bundle = work / f"run-{size}", work / f"bundle-{size}"
-    if not (run / "run.json").is_file():
+    """(run, bundle) of the pocket base at size x size pixels, made in `work` at this commit's first call."""
+    run, bundle, mark = work / f"run-{size}", work / f"bundle-{size}", work / f"commit-{size}"
+    commit, there = commit_of(ROOT), (run / "run.json").is_file() and (bundle / "manifest.json").is_file()
+    if not (there and made_by(mark, commit)):
+        mark.unlink(missing_ok=True)
         work.mkdir(parents=True, exist_ok=True)
         video, poses, prompt = rendered_clip(work)
         _posecrafter(
             "finetune", video, "--poses", poses, "--first", 0, "--last", 39, "--prompt", prompt, "--out", run,
             "--size", f"{size}x{size}", "--steps", 2, "--adapt-decoder", 0, "--overwrite",
         )  # fmt: skip
-    if not (bundle / "manifest.json").is_file():
         _posecrafter("export", run, "--out", bundle, "--overwrite")
+        mark.write_text(str(commit), encoding="utf-8")
     return run, bundle
 
 

@@ -47,31 +47,43 @@ def engine_library(engine: str) -> Path:
 
 
 def measure(command: Sequence[Any], planned: str) -> Measured:
-    """Run a process; `planned` is what its standard error holds once it has planned."""
-    start = time.perf_counter()
-    process = subprocess.Popen(
-        [str(word) for word in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1
-    )
-    assert process.stderr is not None
-    startup = next(time.perf_counter() - start for line in process.stderr if planned in line)
-    out, told = process.communicate()
-    if process.returncode:
-        raise RuntimeError(f"{command[0]} failed: {told}")
+    """Run a process; `planned` is what its standard error holds once it has planned.
+
+    Raises: RuntimeError with all of its standard error, where it fails or ends without a plan.
+    """
+    told, startup = "", None
+    with tempfile.TemporaryFile("w+") as printed:  # a pipe that nobody reads meanwhile could fill
+        start = time.perf_counter()
+        words = [str(word) for word in command]
+        process = subprocess.Popen(words, stdout=printed, stderr=subprocess.PIPE, text=True, bufsize=1)
+        assert process.stderr is not None
+        for line in process.stderr:
+            told += line
+            if startup is None and planned in line:
+                startup = time.perf_counter() - start
+        status = process.wait()
+        printed.seek(0)
+        out = printed.read()
+    if status or startup is None:
+        raise RuntimeError(f"{command[0]} failed with status {status}: {told}")
     numbers = [float(re.search(rf"{word} ([\d.]+)", out)[1]) for word in ("p50", "peak memory")]  # type: ignore[index]
     return Measured(startup, *numbers)
 
 
 def compare(
-    bundle: Path, host: Path, engine: str, frames: int, steps: int, renders: int, rounds: int
+    bundle: Path, host: Path, engine: str, frames: int, steps: int, renders: int, rounds: int, threads: int = 1
 ) -> dict[str, Any]:
-    """Medians of both sides over `rounds` rounds, and of the rounds' ratios C++ / Python."""
+    """Medians of both sides over `rounds` rounds, and of the rounds' ratios C++ / Python. threads: of either's engine.
+
+    Raises: RuntimeError with what a side told where it failed.
+    """
     from posecrafter.pose import read_poses, write_poses
 
     pairs = []
     with tempfile.TemporaryDirectory() as folder:
         poses = Path(folder) / "poses.json"
         write_poses(poses, read_poses(bundle / "person/poses.json")[:frames])
-        shared = ["--steps", steps, "--threads", 1, "--repeat", renders, "--engine", engine]
+        shared = ["--steps", steps, "--threads", threads, "--repeat", renders, "--engine", engine]
         for _ in range(rounds):
             python = measure([sys.executable, "-m", __spec__.name, bundle, poses, "--child", *shared], "planned")
             native = measure([host, bundle, poses, *shared, "--engine-library", engine_library(engine)], '{"size"')
@@ -116,13 +128,15 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=8)
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=1, help="of either side's engine")
     parser.add_argument("--rounds", type=int, default=5)
     words = parser.parse_args()
     if words.child:
         return _child(words)
-    record = compare(words.bundle, words.host, words.engine, words.frames, words.steps, words.repeat, words.rounds)
-    line = json.dumps({**record, "machine": describe_machine(ROOT)})
+    record = compare(
+        words.bundle, words.host, words.engine, words.frames, words.steps, words.repeat, words.rounds, words.threads
+    )
+    line = json.dumps({**record, "machine": describe_machine(ROOT, words.threads)})
     print(line)
     append_line(words.out, line)
 

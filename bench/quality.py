@@ -2,12 +2,14 @@
 
 Every subject is tuned on its training clip alone and driven by its target's poses; the result is scored against frames
 that nothing was tuned on. One JSON line a subject, variant and seed goes to OUT/quality.jsonl, a picture sheet to
-OUT/<subject>.png; the table of all lines is printed at the end. What is there already is not done again.
+OUT/<subject>.png; the table of all lines is printed at the end. What is there already, made with the same base and
+options, is not done again.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import time
 from collections.abc import Iterator
@@ -17,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from posecrafter.bench.ablations import FULL, VARIANTS, Variant
@@ -27,10 +30,11 @@ from posecrafter.bench.sheet import write_sheet
 from posecrafter.bench.subjects import Subject, clip_subjects, fitted, held_out, rendered_subjects, sharpness, thinned
 from posecrafter.errors import PoseError
 from posecrafter.export.run import Run
-from posecrafter.finetune.base import load_base
+from posecrafter.finetune.base import load_base, read_base_defaults
 from posecrafter.finetune.options import FinetuneOptions
 from posecrafter.finetune.train import finetune
 from posecrafter.framing import Framing
+from posecrafter.pocket.autoencoder import bytes_of, tensor_of
 from posecrafter.pose import draw_poses, extract_poses
 from posecrafter.progress import Progress
 from posecrafter.runtime import Request
@@ -40,18 +44,39 @@ from posecrafter.video import read_video, write_video
 Frames = NDArray[np.uint8]
 EVERY = 4
 """Every fourth frame is scored: neighbours differ little, and the published figures are counted so."""
+SETTINGS = ("base", "base_digest", "tuning", "request", "thin")
+"""Fields of a record that say what it was made with. Old lines hold none of them but `thin`, where it is not 1."""
 
 
 @dataclass(frozen=True)
 class Options:
     """base: whose defaults rule. tuning: fields of FinetuneOptions on top. request: fields of Request. work: folder.
-    thin: every which target frame is rendered."""
+    thin: every which target frame is rendered.
+
+    The bench tunes as `posecrafter finetune` does: with the base's steps and time limit, or, where `tuning` gives
+    steps, with these and no limit but a given one. base_digest: what `digest_of_base` says.
+    """
 
     base: str
     tuning: dict[str, Any]
     request: dict[str, Any]
     work: Path
     thin: int = 1
+    base_digest: str = ""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in SETTINGS}
+
+
+def digest_of_base(source: str) -> str:
+    """Eight digits that stand for a base's weights and defaults: a name may stay while these change."""
+    base = load_base(source)
+    return _digest({"weights": base.sha256, "defaults": asdict(base.defaults), "pose_style": base.pose_style})
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def measure(subject: Subject, name: str, variant: Variant, seed: int, options: Options, progress: Progress) -> Any:
@@ -71,9 +96,9 @@ def measure(subject: Subject, name: str, variant: Variant, seed: int, options: O
         "subject": subject.name,
         "variant": name,
         "seed": seed,
+        **options.settings,
         "size": [plan.width, plan.height],
         "frames": len(frames),
-        **({"thin": options.thin} if options.thin > 1 else {}),
         "steps": len(plan.sampling_steps),
         "tuning_steps": run.record["steps"],
         "tuning_seconds": round(run.record["seconds"], 1),
@@ -82,16 +107,21 @@ def measure(subject: Subject, name: str, variant: Variant, seed: int, options: O
         **_scores(subject, shown, max(EVERY // options.thin, 1)),
     }
     if name == FULL:
+        if subject.truth is not None:
+            record["ceiling"] = _ceiling(run, subject.truth, plan.width, plan.height)
         _sheet(options.work / f"{subject.name}.png", subject, shown, run.record["pose_style"])
     return record
 
 
 def _tuned(subject: Subject, name: str, variant: Variant, seed: int, options: Options, progress: Progress) -> Run:
-    folder = options.work / subject.name / f"run-{name.replace(' ', '-')}-{seed}"
+    """The run of this base and these options, whose digest is in its folder's name."""
+    defaults = read_base_defaults(options.base)
+    tuning = FinetuneOptions.for_base(defaults, prompt=subject.prompt, seed=seed, **options.tuning)
+    told = _digest({"base": options.base_digest, "options": tuning.as_dict()})
+    folder = options.work / subject.name / f"run-{name.replace(' ', '-')}-{seed}-{told}"
     if not (folder / "run.json").is_file():
         base = load_base(options.base)
         variant.change(base)
-        tuning = FinetuneOptions.for_base(base.defaults, prompt=subject.prompt, seed=seed, **options.tuning)
         finetune(subject.training, subject.training_poses, base, folder, tuning, overwrite=True, progress=progress)
     return Run.read(folder)
 
@@ -113,6 +143,15 @@ def _scores(subject: Subject, shown: Frames, every: int) -> dict[str, Any]:
         published = fitted(subject.published, width, height)[::every]
         record["published"] = asdict(score(published, truth)) | {"detail": sharpness(published) / sharpness(truth)}
     return record
+
+
+@torch.no_grad()
+def _ceiling(run: Run, truth: Frames, width: int, height: int) -> dict[str, float]:
+    """What the run's autoencoder leaves of the truth, which no result can pass: PSNR in dB, SSIM, detail."""
+    vae, truth = run.load().vae, fitted(truth, width, height)[::EVERY]
+    parts = [vae.decode(vae.encode(tensor_of(frame[None], vae.device)).latent_dist.mode()).sample for frame in truth]
+    left = bytes_of(torch.cat(parts))
+    return {**asdict(score(left, truth)), "detail": sharpness(left) / sharpness(truth)}
 
 
 def _pose_error(video: Path, subject: Subject, width: int, height: int) -> float | None:
@@ -147,16 +186,46 @@ def _sheet(path: Path, subject: Subject, shown: Frames, style: str) -> None:
 
 
 def table(records: list[dict[str, Any]]) -> str:
-    """A Markdown table: one row a subject and variant, means over seeds."""
-    head = "| subject | variant | seeds | PSNR dB | SSIM | detail | pose error % | nearest copy | published |"
-    rows = [head, "|" + "---|" * 9]
-    for subject, name in dict.fromkeys((r["subject"], r["variant"]) for r in records):
-        group = [r for r in records if (r["subject"], r["variant"]) == (subject, name)]
-        cells = [subject, name, str(len(group))]
+    """A Markdown table: one row a subject, variant and what it was made with; means over seeds, whose last lines count.
+
+    Old lines, which do not tell their options, are told apart by their tuning steps. Lines of the same options stay
+    together: where a time limit cut their steps, each seed has made as many as fitted.
+    """
+    head = "| subject | variant | tuning steps | thin | options | seeds |"
+    head += " PSNR dB | SSIM | detail | pose error % | nearest copy | published |"
+    rows = [head, "|" + "---|" * head.count(" | ") + "---|"]
+    groups: dict[str, dict[int, dict[str, Any]]] = {}
+    for record in records:
+        steps = None if "tuning" in record else record.get("tuning_steps")
+        row = [record["subject"], record["variant"], steps, _settings(record)]
+        groups.setdefault(json.dumps(row, sort_keys=True), {})[record["seed"]] = record
+    for seeds in groups.values():
+        group = list(seeds.values())
+        cells = [group[0]["subject"], group[0]["variant"], _steps(group), str(group[0].get("thin", 1))]
+        cells += [_options(group[0]), str(len(group))]
         cells += [_mean(group, "psnr", 2), _mean(group, "ssim", 4), _mean(group, "detail", 2)]
         cells += [_mean(group, "pose_error_percent", 2), _pair(group[0], "nearest_copy"), _pair(group[0], "published")]
         rows.append("| " + " | ".join(cells) + " |")
     return "\n".join(rows)
+
+
+def _settings(record: dict[str, Any]) -> dict[str, Any]:
+    """None where an old line does not tell, but for `thin`, which it left out at 1."""
+    return {name: record.get(name, 1 if name == "thin" else None) for name in SETTINGS}
+
+
+def _steps(group: list[dict[str, Any]]) -> str:
+    """Tuning steps that were made, from the fewest to the most."""
+    steps = sorted({r["tuning_steps"] for r in group if "tuning_steps" in r})
+    return " .. ".join(str(count) for count in dict.fromkeys(steps[:1] + steps[-1:]))
+
+
+def _options(record: dict[str, Any]) -> str:
+    """The base, and what was given on top of its defaults; nothing where an old line does not tell."""
+    if "base" not in record:
+        return ""
+    given = [json.dumps(record[name], sort_keys=True) for name in ("tuning", "request") if record[name]]
+    return " ".join([f"{record['base']} {record['base_digest']}", *given])
 
 
 def _mean(group: list[dict[str, Any]], field: str, digits: int) -> str:
@@ -186,7 +255,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--thin", type=int, default=1, help="render every which target frame; default all")
     parser.add_argument("--base", default="pocket")
-    parser.add_argument("--tuning", default="{}", help='options of the tuning as JSON: {"steps": 300}')
+    tuning = 'options of the tuning on top of the base\'s: {"steps": 300}, which then has no time limit but a given one'
+    parser.add_argument("--tuning", default="{}", help=tuning)
     parser.add_argument("--request", default="{}", help='options of the request as JSON: {"guidance": 2}')
     parser.add_argument("--out", type=Path, default=Path("out/quality"))
     arguments = parser.parse_args()
@@ -195,11 +265,11 @@ def main() -> None:
     chosen = _names(arguments.variants)
     if unknown := set(chosen) - set(VARIANTS):
         parser.error(f"no variant {', '.join(sorted(unknown))}; there are: {', '.join(VARIANTS)}")
-    tuning = {"max_seconds": 300.0, **json.loads(arguments.tuning)}
-    options = Options(arguments.base, tuning, json.loads(arguments.request), arguments.out, arguments.thin)
+    given = json.loads(arguments.tuning), json.loads(arguments.request)
+    options = Options(arguments.base, *given, arguments.out, arguments.thin, digest_of_base(arguments.base))
     names = chosen or (tuple(VARIANTS) if arguments.ablate else (FULL,))
     records = read_records(arguments.out / "quality.jsonl")
-    done = {(r["subject"], r["variant"], r["seed"]) for r in records}
+    done = {(r["subject"], r["variant"], r["seed"]) for r in records if _settings(r) == options.settings}
     for subject in _subjects(arguments):
         for seed in range(arguments.seeds):
             for name in names:

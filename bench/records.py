@@ -16,6 +16,8 @@ from posecrafter.progress import Progress, silent
 
 ROOT = Path(__file__).resolve().parent.parent
 Record = dict[str, Any]
+MACHINE = ("cpu", "cores", "threads", "flags")
+"""What makes a machine: processors of one name differ in their flags, and bf16 among these decides what runs."""
 
 
 def read_records(path: Path) -> list[Record]:
@@ -43,8 +45,8 @@ def record_cases(
 ) -> list[Case]:
     """Measure cases, each in a fresh process, and append their records to `path`; those that failed.
 
-    threads: of every runner; None for one a core. A case that `path` holds for this machine's processor, libraries,
-    threads and commit is not measured again, unless `again`: a record that was interrupted goes on where it stopped.
+    threads: of every runner; None for one a core. A case that `path` holds for this MACHINE, its libraries and
+    the commit is not measured again, unless `again`: a record that was interrupted goes on where it stopped.
     """
     machine, failed = describe_machine(ROOT, threads), []
     done = set() if again else {record["case"] for record in read_records(path) if _same(record["machine"], machine)}
@@ -73,7 +75,14 @@ def _measure(case: Case, work: Path, threads: int | None) -> list[str] | None:
 
 
 def _same(a: Record, b: Record) -> bool:
-    return all(a[name] == b[name] for name in ("cpu", "threads", "libraries", "commit"))
+    return all(a.get(name) == b.get(name) for name in (*MACHINE, "libraries", "commit"))
+
+
+def of_newest_machine(records: Sequence[Record]) -> list[Record]:
+    """The records of the MACHINE that the newest was made on; of two that are as new, the later in the file."""
+    machines = [record["machine"] for record in records]
+    newest = max(reversed(machines), key=lambda machine: machine["date"], default={})
+    return [record for record in records if all(record["machine"][name] == newest[name] for name in MACHINE)]
 
 
 def latest(records: Sequence[Record]) -> dict[tuple[str, str], Record]:

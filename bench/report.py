@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from posecrafter.bench.records import Record, latest
+from posecrafter.bench.records import Record, latest, of_newest_machine
 from posecrafter.errors import RequestError
 from posecrafter.files import atomic_write
 
@@ -21,14 +21,15 @@ TARGETS = (
 
 
 def write_report(records: Sequence[Record], page: Path) -> None:
-    """Rebuild the tables between the marks of `page`, and the plots beside it.
+    """Rebuild the tables between the marks of `page`, and the plots beside it, from the newest machine's records: rows
+    of two machines have no ratio to each other.
 
     Raises: RequestError "bench-page" where the page lacks the marks.
     """
     text = page.read_text(encoding="utf-8")
     if BEGIN not in text or END not in text:
         raise RequestError("bench-page", f"{page} lacks the marks {BEGIN!r} and {END!r}; put them around its tables")
-    found = list(latest(records).values())
+    found = list(latest(of_newest_machine(records)).values())
     head, tail = text[: text.index(BEGIN) + len(BEGIN)], text[text.index(END) :]
     plots = _plots(found, page.parent)
     images = [f"![{words}]({name})" for name, words in plots.items()]

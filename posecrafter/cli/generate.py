@@ -40,9 +40,7 @@ Edit = Annotated[str, typer.Option("--edit", help="Regions to edit, comma separa
 Warp = Annotated[str, typer.Option("--warp", help="nearest or bilinear (variance-corrected).")]
 KeepMean = Annotated[
     bool | None,
-    typer.Option(
-        "--keep-mean/--free-mean", help="Whether editing keeps a frame's mean colour; default the bundle's."
-    ),
+    typer.Option("--keep-mean/--free-mean", help="Whether editing keeps a frame's mean colour; default the bundle's."),
 ]
 Windowing = Annotated[int | None, typer.Option("--window", help="Target frames a pass.")]
 Memory = Annotated[float | None, typer.Option("--memory", help="Memory budget of a pass, in MiB.")]

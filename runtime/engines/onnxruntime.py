@@ -79,7 +79,7 @@ class OnnxRuntimeEngine:
         return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
 
     def download(self, buffer: Buffer) -> NDArray[np.float32]:
-        return np.asarray(buffer.numpy())
+        return np.array(buffer.numpy())  # a copy: `numpy` may be a view of memory that ONNX Runtime uses again
 
     def close(self) -> None:
         self._graphs.clear()

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from posecrafter.bench import records as records_module
 from posecrafter.bench.cases import EAGER, Case, Runner
-from posecrafter.bench.records import latest, read_records, record_cases
+from posecrafter.bench.records import latest, of_newest_machine, read_records, record_cases
 from posecrafter.bench.report import BEGIN, END, write_report
 from posecrafter.cli import app
 from posecrafter.errors import RequestError
@@ -63,6 +63,29 @@ def test_another_number_of_threads_is_another_record(measured: list[str], tmp_pa
     record_cases(CASES[:1], path, tmp_path, threads=1)
     record_cases(CASES[:1], path, tmp_path, threads=3)
     assert [record["machine"]["threads"] for record in read_records(path)] == [1, 3]
+
+
+def test_a_processor_of_one_name_with_other_flags_or_cores_is_another_machine(
+    measured: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "speed.jsonl"
+    for flags, cores in ((["avx2"], {0, 1}), (["avx2", "avx512_bf16"], {0, 1}), (["avx2"], {0, 1, 2})):
+        monkeypatch.setattr("posecrafter.bench.machine.cpu_flags", lambda flags=flags: flags)
+        monkeypatch.setattr("os.sched_getaffinity", lambda _, cores=cores: cores)
+        for _ in range(2):
+            assert record_cases(CASES[:1], path, tmp_path, threads=2) == []
+    machines = [record["machine"] for record in read_records(path)]
+    assert [(len(machine["flags"]), machine["cores"]) for machine in machines] == [(1, 2), (2, 2), (1, 3)]
+
+
+def test_a_line_that_does_not_tell_its_machine_whole_is_measured_anew(measured: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "speed.jsonl"
+    record_cases(CASES[:1], path, tmp_path)
+    (record,) = read_records(path)
+    del record["machine"]["flags"]
+    path.write_text(json.dumps(record) + "\n")
+    record_cases(CASES[:1], path, tmp_path)
+    assert len(read_records(path)) == 2
 
 
 def test_the_last_record_of_a_runner_counts() -> None:
@@ -126,6 +149,22 @@ def test_the_page_is_rebuilt_between_its_marks_from_the_records_alone(tmp_path: 
         assert (tmp_path / name).stat().st_size > 1000
     write_report(found, page)
     assert page.read_text() == text
+
+
+def test_the_page_holds_the_newest_machines_lines_alone(tmp_path: Path) -> None:
+    page = tmp_path / "performance.md"
+    page.write_text(f"{BEGIN}\n{END}\n")
+    old = render("published eager", 1.0)
+    here = render("openvino", 1.5)["machine"] | {"date": "2026-11-26T00:00:00"}
+    there = here | {"flags": ["avx2", "avx512_bf16"], "date": "2026-11-27T00:00:00"}
+    newest = render("openvino", 2.5, machine=there, label="theirs")
+    found = [old, newest, render("onnxruntime", 1.5, machine=here, label="ours")]
+    write_report(found, page)
+    assert "openvino" in page.read_text()
+    assert "onnxruntime" not in page.read_text()
+    assert "(avx2), commit" not in page.read_text()
+    assert of_newest_machine(found[:1] + found[2:]) == found[:1] + found[2:]
+    assert of_newest_machine([]) == []
 
 
 def test_a_busy_machine_is_told(tmp_path: Path) -> None:

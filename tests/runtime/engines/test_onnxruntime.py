@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 
+from posecrafter.runtime import Bundle, Request, Session
 from posecrafter.runtime.engines import onnxruntime as adapter
 from posecrafter.runtime.engines.onnxruntime import OnnxRuntimeEngine
 
@@ -57,6 +58,15 @@ def test_the_graphs_of_an_engine_share_their_memory_and_leave_it_when_closed(fol
     assert _resident() - one < 0.3 * LARGE
     engine.close()
     assert _resident() - before < 0.3 * LARGE
+
+
+def test_a_download_stays_what_it_was_when_the_memory_is_used_again(tiny_bundle: Path) -> None:
+    # An inverted frame is downloaded and kept; with two evaluations a step its memory came to be written again.
+    request = Request(poses=Bundle.open(tiny_bundle).poses[[0, 2, 4]], steps=2, inversion_iterations=2)
+    with Session.open(tiny_bundle, "onnxruntime", threads=1) as session:
+        first = session.render(request).frames
+        for _ in range(3):
+            np.testing.assert_array_equal(session.render(request).frames, first)
 
 
 def test_no_arena_is_renewed_while_a_graph_is_loaded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
