@@ -35,7 +35,7 @@ def test_training_fits_a_line_and_goes_on_from_its_checkpoint(tmp_path, workers)
     device = torch.device("cpu")
     state = learn(Run(tmp_path, 0.025, device, resume=False), Line(), workers)
     again = Line()
-    longer = learn(Run(tmp_path, 0.03, device, resume=True), again, workers)
+    longer = learn(Run(tmp_path, 0.06, device, resume=True), again, workers)
     assert longer.step > state.step
     assert abs(again.model.weight.item() - 3) < 0.2
     fresh = nn.Linear(1, 1, bias=False)
