@@ -85,7 +85,7 @@ def _kin(what: Launch) -> tuple[Any, ...]:
     name, told = what
     shape, _, dtype = told[0]
     frames = max(power_of_two(told[4]), 16) if name == "temporal_attention" else 0
-    return name, dtype, shape[1] if len(shape) == 4 else shape[2], frames
+    return name, dtype, shape[1] if len(shape) == 4 else shape[-1], frames
 
 
 def _shared(workers: int, dry: bool) -> dict[int, dict[str, Any]]:

@@ -46,6 +46,18 @@ ODD: Mapping[str, tuple[Sizes, ...]] = {
         {"prompts": 2, "frames": frames, "channels": c, "high": high, "wide": 24, "groups": 32, "add": add}
         for frames, c, high, add in ((1, 320, 9, 1), (3, 640, 24, 0), (17, 960, 9, 1))
     ),
+    "layer_norm": tuple(
+        {"rows": rows, "channels": channels, "add": add}
+        for rows, channels, add in ((81, 320, 1), (1, 1280, 0), (777, 40, 1))
+    ),
+    "gated_linear": tuple(
+        {"rows": rows, "channels": channels, "hidden": hidden}
+        for rows, channels, hidden in ((81, 320, 1280), (1, 40, 72), (777, 640, 2560), (130, 64, 256))
+    ),
+    "residual_sum": tuple(
+        {"frames": frames, "channels": channels, "high": 9, "wide": 24}
+        for frames, channels in ((1, 320), (17, 1280), (3, 40))
+    ),
     "guidance_step": tuple(
         {"prompts": prompts, "frames": frames, "channels": 4, "high": 9, "wide": wide}
         for prompts, frames, wide in ((1, 1, 9), (2, 3, 24), (3, 17, 9))
@@ -157,6 +169,12 @@ def rivals_of(name: str, inputs: Inputs) -> Calls:
         return _projection_rivals(**inputs)
     if name == "group_norm_silu":
         return _norm_rivals(**inputs)
+    if name == "gated_linear":
+        return _gated_rivals(**inputs)
+    if name == "residual_sum":
+        return _sum_rivals(**inputs)
+    if name == "layer_norm":
+        return _layer_rivals(**inputs)
     return {"stock operators": lambda: KERNELS[name].twin(**inputs)}
 
 
@@ -249,6 +267,33 @@ def _norm_rivals(
         "copied, torch GroupNorm and SiLU": lambda: torch_norm(x.unflatten(0, (outer, -1)).transpose(1, 2)),
         "the plain network's norm and SiLU": network_norm,
     }
+
+
+def _layer_rivals(x: Tensor, weight: Tensor, bias: Tensor, add: Tensor | None, eps: float) -> Calls:
+    """torch's LayerNorm, on a sum made beforehand and with the sum: what the network had to do instead."""
+    ready = x if add is None else x + add
+
+    def torch_norm(y: Tensor) -> Tensor:
+        return F.layer_norm(y, y.shape[-1:], weight, bias, eps)
+
+    return {
+        "added beforehand, torch LayerNorm": lambda: torch_norm(ready),
+        "sum and torch LayerNorm": lambda: torch_norm(x if add is None else x + add),
+    }
+
+
+def _gated_rivals(x: Tensor, weight: Tensor, bias: Tensor) -> Calls:
+    """The product with GELU and multiplication behind it."""
+    return {"linear, GELU and product": lambda: KERNELS["gated_linear"].twin(x, weight, bias)}
+
+
+def _sum_rivals(x: Tensor, y: Tensor, bias: Tensor) -> Calls:
+    """What a stock convolution and a residual do: two passes."""
+
+    def two_sums() -> Tensor:
+        return x + (y + bias[:, None, None])
+
+    return {"two sums": two_sums}
 
 
 def _ours(kernel: Kernel, device: torch.device) -> Callable[..., Any]:

@@ -8,6 +8,7 @@ import gc
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -30,8 +31,6 @@ from posecrafter.bench.gpu_network import (
 )
 from posecrafter.bench.gpu_timing import Timing, measure, wall
 from posecrafter.errors import EngineError
-from posecrafter.finetune.network import VideoDenoiser
-from posecrafter.finetune.trainable import choose_trained
 from posecrafter.schedule import Schedule
 
 GUIDED = (1.0 - 12.0, 12.0)
@@ -183,42 +182,39 @@ def frames(bench: Bench) -> Iterator[dict[str, Any]]:
 
 
 def tuning(bench: Bench) -> Iterator[dict[str, Any]]:
-    """Seconds of a fine-tuning step: the method's weights, 8 frames, gradient checkpointing, AdamW.
+    """Seconds of a fine-tuning step as `finetune` makes it, with the published options and gradient checkpointing."""
+    try:
+        from posecrafter.finetune.data import Clip
+        from posecrafter.finetune.options import FinetuneOptions
+        from posecrafter.finetune.train import Trainer
+    except ImportError as error:  # of diffusers, or of what its wheel alone does not bring
+        yield {"left_out": f"fine-tuning cannot be imported: {error}"}
+        return
 
-    A plain autocast loop and not finetune's Trainer: its weights are fp32, AdamW is not fused, no gradient is clipped.
-    """
-    size, count = bench.size, 2 if bench.dry else 8
-    with _fresh(bench.device) as peak:
-        denoiser = random_step(size, bench.device).denoiser
-        trained = choose_trained(denoiser, "method")
-        denoiser.unet.gradient_checkpointing = denoiser.controlnet.gradient_checkpointing = True
-        optimizer = torch.optim.AdamW(list(trained.values()), lr=3e-5, weight_decay=1e-2)
-        call = _tuning_step(denoiser, optimizer, size, count, bench.device)
-        call()
-        seconds = [wall(call, bench.device) for _ in range(1 if bench.dry else 8)]
+    size, device, count = bench.size, bench.device, 3 if bench.dry else 16
+    options = FinetuneOptions(window=min(8, count), gradient_checkpointing=True)
+    with _fresh(device) as peak:
+        base: Any = SimpleNamespace(
+            denoiser=random_step(size, device).denoiser, device=device, schedule=Schedule(),
+            defaults=SimpleNamespace(steps=size.steps), sha256="",
+        )  # fmt: skip
+        clip: Any = Clip(
+            frames=torch.empty(count, 1, 1, 3, dtype=torch.uint8), poses=None,  # type: ignore[arg-type]
+            latents=torch.randn(count, 4, size.side, size.side, device=device),
+            pose_features=torch.randn(count, size.widths[0], size.side, size.side, device=device),
+            text=torch.randn(1, size.tokens, size.text_width, device=device),
+        )  # fmt: skip
+        trainer = Trainer(base, clip, options)
+        trainer.step()
+        seconds = [wall(trainer.step, device) for _ in range(1 if bench.dry else 8)]
     yield {
-        "frames": count,
-        "trained_parameters": sum(weight.numel() for weight in trained.values()),
+        "frames": options.window,
+        "precision": trainer.precision,
+        "optimizer": options.optimizer,
+        "trained_parameters": trainer.trained,
         "seconds_a_step": sorted(seconds)[len(seconds) // 2],
         "peak_bytes": peak(),
     }
-
-
-def _tuning_step(
-    denoiser: VideoDenoiser, optimizer: torch.optim.Optimizer, size: Size, count: int, device: torch.device
-) -> Any:
-    x, target = (torch.randn(count, 4, size.side, size.side, device=device) for _ in range(2))
-    text = torch.randn(1, size.tokens, size.text_width, device=device)
-    features = torch.randn(count, size.widths[0], size.side, size.side, device=device)
-
-    def call() -> None:
-        with torch.autocast(device.type, torch.bfloat16):
-            eps = denoiser(x, torch.tensor([500], device=device), text, features)[0]
-        torch.nn.functional.mse_loss(eps.float(), target).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return call
 
 
 @functools.lru_cache

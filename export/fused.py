@@ -13,15 +13,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from posecrafter.export.graphs import Step
-from posecrafter.finetune.layers import Attention, Fold, PooledGroupNorm, ResBlock, TransformerBlock
+from posecrafter.finetune.layers import Fold, PooledGroupNorm, ResBlock, Transformer, TransformerBlock
+from posecrafter.finetune.network import Level, Middle
+from posecrafter.kernels.gated_linear import gated_linear
 from posecrafter.kernels.group_norm_silu import group_norm_silu
 from posecrafter.kernels.guidance_step import guidance_step
 from posecrafter.kernels.key_frame_attention import key_frame_attention
+from posecrafter.kernels.layer_norm import layer_norm
+from posecrafter.kernels.residual_sum import residual_sum
 from posecrafter.kernels.temporal_attention import temporal_attention
 from posecrafter.kernels.temporal_projection import pays, temporal_projection
 
 ROWS = 65536
-"""Tokens that go through a feed-forward at a time, far more than keep a GPU busy. Its inner layer is eight times as
+"""Tokens that go through a feed-forward at a time, far more than keep a GPU busy. Its hidden layer is four times as
 wide as they are: for all tokens of a long pass at once it would need more memory than anything else."""
 
 
@@ -41,87 +45,144 @@ class FusedNorm(nn.Module):
 
 
 class FusedResBlock(nn.Module):
-    """A ResBlock whose norms take the time embedding and SiLU with them: four passes over its tensors fewer."""
+    """A ResBlock whose norms take the time embedding and SiLU with them, and whose convolutions add no bias.
+
+    A stock convolution adds it in a pass of its own. conv1's is part of the time embedding here, which norm2 adds to
+    means and not to numbers; conv2's goes with the residual. `bias` is what the output adds, and may be given more.
+    """
 
     def __init__(self, block: ResBlock) -> None:
         super().__init__()
         self.norm1, self.norm2 = FusedNorm(block.norm1), FusedNorm(block.norm2)
-        self.conv1, self.conv2, self.conv_shortcut = block.conv1, block.conv2, block.conv_shortcut
-        self.time_emb_proj = block.time_emb_proj
+        self.conv1, self.conv2 = block.conv1, block.conv2
+        self.time_emb_proj, self.shortcut = block.time_emb_proj, None
+        self.time_emb_proj.bias = _constant(self.time_emb_proj.bias + _taken(self.conv1))
+        self.bias = _constant(_taken(self.conv2))
+        if block.conv_shortcut is not None:
+            self.shortcut = _linear(block.conv_shortcut)
+            self.bias = _constant(self.bias + _taken(self.shortcut))
 
     def forward(self, x: Tensor, time: Tensor, fold: Fold) -> Tensor:
-        """x: [F or B*F, C, h, w], time: [1, E], one for all as inference has it -> same leading axis."""
+        """x: [F or B*F, C, h, w], time: [1, E], one for all as inference has it -> same leading axis, channels-last."""
         assert time.shape[0] == 1
         y = self.conv1(self.norm1(x, fold, silu=True))
         y = self.conv2(self.norm2(y, fold, silu=True, add=self.time_emb_proj(F.silu(time))[0]))
-        return y.add_(x if self.conv_shortcut is None else self.conv_shortcut(x))
+        if self.shortcut is None:
+            return residual_sum(x, y, self.bias)
+        return y.add_(_images(F.linear(_tokens(x), self.shortcut.weight, self.bias), y))
 
 
-class Queries(nn.Module):
-    """The three projections of an Attention, without its output projection."""
+class FusedLayerNorm(nn.Module):
+    """A LayerNorm of x + late, where `late` is what the products before it left out of x."""
 
-    def __init__(self, attention: Attention) -> None:
+    def __init__(self, norm: nn.LayerNorm, late: Tensor) -> None:
         super().__init__()
-        self.to_q, self.to_k, self.to_v = attention.to_q, attention.to_k, attention.to_v
-        self.heads = attention.attend.heads
+        self.weight, self.bias, self.eps, self.late = norm.weight, norm.bias, norm.eps, _constant(late)
 
-    def key_frame(self, x: Tensor, context: Tensor, out: Tensor | None = None) -> Tensor:
-        """x: [P*F, n, C], context: [P, m, D] -> [P*F, n, C]."""
-        return key_frame_attention(self.to_q(x), self.to_k(context), self.to_v(context), self.heads, out)
-
-    def temporal(self, x: Tensor, frames: int, out: Tensor) -> Tensor:
-        """x: [P*F, n, C] -> [P*F, n, C]."""
-        return temporal_attention(self.to_q(x), self.to_k(x), self.to_v(x), self.heads, frames, out)
-
-    def temporal_projected(self, x: Tensor, frames: int, weight: Tensor, bias: Tensor, residual: Tensor) -> Tensor:
-        """residual + temporal(x) weight^T + bias. x, residual: [P*F, n, C], weight: [C, C] -> [P*F, n, C]."""
-        q, k, v = self.to_q(x), self.to_k(x), self.to_v(x)
-        return temporal_projection(q, k, v, self.heads, frames, weight, bias, residual)
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [b, n, C] -> same shape."""
+        return layer_norm(x.flatten(0, 1), self.weight, self.bias, self.late, self.eps).view_as(x)
 
 
 class FusedTransformerBlock(nn.Module):
-    """A TransformerBlock whose attentions copy nothing, and whose first two share one output projection.
+    """A TransformerBlock whose attentions copy nothing, and whose products add to the residual where it lies.
 
-    attn1 and attn_temp write into the halves of one buffer of rows [2 C]; W [a, t] + b with W = [W_1, W_temp] and
-    b = b_1 + b_temp is then the sum of both projections in one product, accumulated in fp32 and written once. Where
-    the network is narrow, attn1's half is added to x in place, and attn_temp's to that behind its attention.
+    What is projected from the same tokens is one product with rows [q_1, q_temp, k_temp, v_temp]. attn1 and attn_temp
+    write where their q was, so the first halves of the rows become [a, t]; W [a, t] with W = [W_1, W_temp] is then the
+    sum of both projections in one product, accumulated in fp32. Where the network is narrow, attn1's half is added
+    first, and attn_temp's behind its attention. Such a product takes no bias: x is `late` short of the plain block's
+    x, the norms add what is missing so far, and whoever takes the result adds it all.
     """
 
-    def __init__(self, block: TransformerBlock) -> None:
+    def __init__(self, block: TransformerBlock, late: Tensor | None = None) -> None:
+        """late: what the block's input is short of, [C]; None for nothing."""
         super().__init__()
         block.fold_temporal()
-        self.norm1, self.norm2, self.norm3, self.ff = block.norm1, block.norm2, block.norm3, block.ff
-        self.attn1, self.attn2, self.text_out = Queries(block.attn1), Queries(block.attn2), block.attn2.to_out[0]
-        self.attn_temp = None if block.attn_temp is None else Queries(block.attn_temp)
-        self.out = block.attn1.to_out[0]
-        if block.attn_temp is not None:
-            self.out = _joined(self.out, block.attn_temp.to_out[0])
+        first, text, across = block.attn1, block.attn2, block.attn_temp
+        self.heads, self.temporal = first.attend.heads, across is not None
+        self.of_key, self.of_text = _stacked(first.to_k, first.to_v), _stacked(text.to_k, text.to_v)
+        self.of_frames, self.out = first.to_q, first.to_out[0]
+        if across is not None:
+            self.of_frames = _stacked(first.to_q, across.to_q, across.to_k, across.to_v)
+            self.out = _joined(self.out, across.to_out[0])
+        self.text_q, self.text_out = text.to_q, text.to_out[0]
+        self.hidden, self.ff_out = block.ff.net[0].proj, block.ff.net[2]
+        self.nothing = _constant(torch.zeros_like(self.out.bias))
+        late = self.nothing if late is None else late
+        self.norm1, late = FusedLayerNorm(block.norm1, late), late + _taken(self.out)
+        self.norm2, late = FusedLayerNorm(block.norm2, late), late + _taken(self.text_out)
+        self.norm3, late = FusedLayerNorm(block.norm3, late), late + _taken(self.ff_out)
+        self.late = _constant(late)
 
     def forward(self, x: Tensor, text: Tensor, fold: Fold) -> Tensor:
-        """x: [F or B*F, n, C], overwritten in a narrow network; text: [B, T, D] -> [B*F, n, C]."""
+        """x: [F or B*F, n, C], overwritten; text: [B, T, D] -> [B*F, n, C], `late` short."""
         x = fold.spread(self._see_frames(x, fold))
-        x = x + self.text_out(self.attn2.key_frame(self.norm2(x), text))
+        seen = key_frame_attention(self.text_q(self.norm2(x)), *self.of_text(text).chunk(2, -1), self.heads)
+        _add_product(x, seen, self.text_out.weight)
         rows = x.flatten(0, 1)
         for part in rows.chunk(-(-len(rows) // ROWS)):
-            part += self.ff(self.norm3(part))
+            hidden = gated_linear(self.norm3(part[None])[0], self.hidden.weight, self.hidden.bias)
+            part.addmm_(hidden, self.ff_out.weight.T)
         return x
 
     def _see_frames(self, x: Tensor, fold: Fold) -> Tensor:
         """x + attn1(n) + attn_temp(n), n = norm1(x)."""
+        width, (rows, (k, v)) = x.shape[-1], self._projected(x, fold)
+        first, *across = rows.split(width, -1)
+        key_frame_attention(first, k, v, self.heads, first)
+        if not self.temporal:
+            return _add_product(x, first, self.out.weight)
+        if pays(width, self.heads, fold.frames):
+            weight, second = self.out.weight.split(width, 1)
+            x = _add_product(x, first, weight)
+            return temporal_projection(*across, self.heads, fold.frames, second, self.nothing, x)
+        temporal_attention(*across, self.heads, fold.frames, across[0])
+        return _add_product(x, rows[..., : 2 * width], self.out.weight)
+
+    def _projected(self, x: Tensor, fold: Fold) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """q of all frames, with temporal attention's q, k and v beside it in rows [4 C]; k and v of the key frame."""
         normed = self.norm1(x)
-        batch, tokens, width = normed.shape
-        key = normed.reshape(fold.outer, fold.frames, tokens, width)[:, 0]
-        if self.attn_temp is None:
-            return x + self.out(self.attn1.key_frame(normed, key))
-        if pays(width, self.attn_temp.heads, fold.frames):
-            first, second = self.out.weight.split(width, 1)
-            seen = self.attn1.key_frame(normed, key)
-            x = x.flatten(0, 1).addmm_(seen.flatten(0, 1), first.T).view_as(x)  # a sum of its own is three passes more
-            return self.attn_temp.temporal_projected(normed, fold.frames, second, self.out.bias, x)
-        both = normed.new_empty(batch, tokens, 2 * width)
-        self.attn1.key_frame(normed, key, both[..., :width])
-        self.attn_temp.temporal(normed, fold.frames, both[..., width:])
-        return self.out(both).add_(x)
+        key = normed.reshape(fold.outer, fold.frames, *x.shape[1:])[:, 0]
+        return self.of_frames(normed), self.of_key(key).chunk(2, -1)
+
+
+class FusedTransformer(nn.Module):
+    """A Transformer that adds to its input where it lies. The last product takes no bias either, so the ResBlock before
+    it adds `late` to its output, and the norm here takes it off again: it is part of the means that a norm adds to."""
+
+    def __init__(self, layer: Transformer) -> None:
+        super().__init__()
+        self.norm, self.proj_in = FusedNorm(layer.norm), _linear(layer.proj_in)
+        blocks: list[FusedTransformerBlock] = []
+        for block in layer.transformer_blocks:
+            blocks.append(FusedTransformerBlock(block, blocks[-1].late if blocks else None))
+        self.transformer_blocks, self.proj_out = nn.ModuleList(blocks), _linear(layer.proj_out)
+        late = self.proj_out.bias.double() + self.proj_out.weight.double() @ blocks[-1].late.double()
+        _taken(self.proj_out)
+        self.late = _constant(late.to(self.proj_out.weight.dtype))
+        self.early = _constant(-self.late)
+
+    def forward(self, x: Tensor, text: Tensor, fold: Fold) -> Tensor:
+        """x: [F or B*F, C, h, w], `late` more than the plain layer's input, overwritten -> [B*F, C, h, w]."""
+        x = x.contiguous(memory_format=torch.channels_last)  # as it is already, wherever convolutions keep that order
+        y = self.proj_in(_tokens(self.norm(x, add=self.early)))
+        inner = fold
+        for block in self.transformer_blocks:
+            y = block(y, text, inner)
+            inner = inner.done()
+        return _images(_add_product(fold.spread(_tokens(x)), y, self.proj_out.weight), x)
+
+
+class FusedPointwise(nn.Module):
+    """A 1x1 convolution as a product of tokens, whose bias costs no pass of its own."""
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.linear = _linear(conv)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [B, C, h, w] -> [B, C', h, w], channels-last."""
+        return _images(self.linear(_tokens(x)), x)
 
 
 class FusedStep(nn.Module):
@@ -152,7 +213,7 @@ class FusedStep(nn.Module):
 
 _FUSED = {
     ResBlock: FusedResBlock,
-    TransformerBlock: FusedTransformerBlock,
+    Transformer: FusedTransformer,
     PooledGroupNorm: FusedNorm,
     nn.GroupNorm: FusedNorm,
 }
@@ -161,13 +222,66 @@ _FUSED = {
 def place_kernels(step: Step) -> FusedStep:
     """The step with every layer that has a fused form exchanged for it, in place; convolutions become channels-last.
 
-    Temporal matrices are folded, so do this in fp32, before a conversion to half precision.
+    Matrices and biases are folded, so do this in fp32, before a conversion to half precision.
     """
     for parent in list(step.modules()):
         for name, child in list(parent.named_children()):
             if type(child) in _FUSED:
                 setattr(parent, name, _FUSED[type(child)](child))
+    control = step.denoiser.controlnet
+    control.controlnet_down_blocks = nn.ModuleList(FusedPointwise(conv) for conv in control.controlnet_down_blocks)
+    control.controlnet_mid_block = FusedPointwise(control.controlnet_mid_block)
+    for level in step.modules():
+        if isinstance(level, Level | Middle):
+            for resnet, attention in zip(level.resnets, level.attentions, strict=False):
+                resnet.bias = _constant(resnet.bias + attention.late)
     return FusedStep(step).to(memory_format=torch.channels_last)
+
+
+def _tokens(x: Tensor) -> Tensor:
+    """[B, C, h, w] -> [B, h w, C]: of channels-last images the same memory."""
+    return x.permute(0, 2, 3, 1).flatten(1, 2)
+
+
+def _images(tokens: Tensor, like: Tensor) -> Tensor:
+    """[B, h w, C] -> [B, C, h, w] as `like`, channels-last."""
+    return tokens.unflatten(1, like.shape[2:]).permute(0, 3, 1, 2)
+
+
+def _add_product(x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
+    """x += y weight^T, in place. x: [b, n, C], y: [b, n, D], weight: [C, D] -> x."""
+    x.view(-1, x.shape[-1]).addmm_(y.flatten(0, 1), weight.T)
+    return x
+
+
+def _constant(x: Tensor) -> nn.Parameter:
+    """A tensor that moves and changes precision with its module."""
+    return nn.Parameter(x.detach().clone(), requires_grad=False)
+
+
+def _taken(layer: nn.Conv2d | nn.Linear) -> Tensor:
+    """The layer's bias, which it no longer adds."""
+    assert layer.bias is not None
+    bias, layer.bias = layer.bias.detach(), None
+    return bias
+
+
+def _linear(layer: nn.Module) -> nn.Linear:
+    """The layer as a product of tokens: a 1x1 convolution is one."""
+    if isinstance(layer, nn.Linear):
+        return layer
+    with torch.device(layer.weight.device):
+        linear = nn.Linear(layer.in_channels, layer.out_channels, dtype=layer.weight.dtype)
+    linear.weight, linear.bias = _constant(layer.weight.flatten(1)), _constant(layer.bias)
+    return linear
+
+
+def _stacked(*layers: nn.Linear) -> nn.Linear:
+    """The layer without bias whose output is theirs side by side."""
+    with torch.device(layers[0].weight.device):
+        stacked = nn.Linear(layers[0].in_features, sum(layer.out_features for layer in layers), bias=False)
+    stacked.weight = _constant(torch.cat([layer.weight for layer in layers]))
+    return stacked
 
 
 @torch.no_grad()

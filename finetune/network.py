@@ -7,7 +7,7 @@ uses: eps(x, t, text, pose features).
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -169,20 +169,23 @@ class VideoNetwork(nn.Module):
             return Fold(prompts=text.shape[0], frames=x.shape[0]), time
         return Fold(prompts=text.shape[0], frames=frames, split=True), time.repeat_interleave(frames, dim=0)
 
-    def _layer(
-        self, level: Level, index: int, x: Tensor, time: Tensor, text: Tensor, fold: Fold
-    ) -> tuple[Tensor, Fold]:
+    def _layer(self, level: Level) -> Callable[[int, Tensor, Tensor, Tensor, Fold], tuple[Tensor, Fold]]:
+        """`level.layer`, or the same with its activations computed again in the backward pass."""
         if not (self.gradient_checkpointing and torch.is_grad_enabled()):
-            return level.layer(index, x, time, text, fold)
-        out = checkpoint(lambda *inputs: level.layer(index, *inputs, fold)[0], x, time, text, use_reentrant=False)
-        return out, (fold.done() if level.attentions else fold)
+            return level.layer
+
+        def checkpointed(index: int, x: Tensor, time: Tensor, text: Tensor, fold: Fold) -> tuple[Tensor, Fold]:
+            out = checkpoint(lambda *inputs: level.layer(index, *inputs, fold)[0], x, time, text, use_reentrant=False)
+            return out, (fold.done() if level.attentions else fold)
+
+        return checkpointed
 
     def _down(self, x: Tensor, time: Tensor, text: Tensor, fold: Fold) -> tuple[list[tuple[Tensor, Fold]], Fold]:
         """All skips on the way down, with their folds; x is conv_in's output. The last skip is the middle's input."""
         skips = [(x, fold)]
         for level in self.down_blocks:
             for index in range(len(level.resnets)):
-                x, fold = self._layer(level, index, x, time, text, fold)
+                x, fold = self._layer(level)(index, x, time, text, fold)
                 skips.append((x, fold))
             for down in level.downsamplers:
                 x = down(x)
@@ -238,25 +241,31 @@ class VideoUNet(VideoNetwork):
         timestep: Tensor,
         text: Tensor,
         residuals: list[tuple[Tensor, Fold]] | None = None,
+        scale: Tensor | float = 1.0,
         frames: int | None = None,
     ) -> Tensor:
         """eps of every prompt. x: [F, L, h, w], timestep: [1], text: [B, T, D] -> [B, F, L, h, w].
 
+        residuals: ControlNet's, added `scale` times; the list is emptied, so that each is let go once it is added.
         With `frames` F, x holds B clips, [B*F, L, h, w], each with its own timestep [B] and prompt.
         """
         start, time = self._start(x, timestep, text, frames)
         skips, fold = self._down(self.conv_in(x), time, text, start)
         y, fold = self.mid_block(skips[-1][0], time, text, fold)
         if residuals is not None:
-            skips = [_add(skip, residual) for skip, residual in zip(skips, residuals[:-1], strict=True)]
-            y = y + residuals[-1][0]
+            y = _scaled_sum(y, residuals.pop()[0], scale)
+            skips = [_add(skips.pop(0), residuals.pop(0), scale) for _ in range(len(skips))]
+        skips.append((y, fold))
+        del y  # from here on the stack alone holds what a layer reads, so that it is let go once it is read
         for level in self.up_blocks:
+            layer = self._layer(level)
             for index in range(len(level.resnets)):
-                skip, skip_fold = skips.pop()
-                joined = torch.cat([y, skip_fold.spread(skip)], dim=1)
-                y, fold = self._layer(level, index, joined, time, text, fold)
+                fold = skips[-1][1]
+                skips.append(layer(index, _join(skips), time, text, fold))
             for up in level.upsamplers:
-                y = up(y, skips[-1][0].shape[-2:])
+                below, fold = skips.pop()
+                skips.append((up(below, skips[-1][0].shape[-2:]), fold))
+        y, fold = skips.pop()
         y = self.conv_out(F.silu(self.conv_norm_out(y, fold)))
         return y.reshape(start.prompts, start.frames, *y.shape[1:])
 
@@ -308,7 +317,6 @@ class VideoControlNet(VideoNetwork):
         timestep: Tensor,
         text: Tensor,
         pose_features: Tensor,
-        scale: Tensor | float = 1.0,
         frames: int | None = None,
     ) -> list[tuple[Tensor, Fold]]:
         """The residuals for every skip and, last, the middle.
@@ -319,9 +327,11 @@ class VideoControlNet(VideoNetwork):
         start, time = self._start(x, timestep, text, frames)
         skips, fold = self._down(self.conv_in(x) + pose_features, time, text, start)
         middle, fold = self.mid_block(skips[-1][0], time, text, fold)
-        convs = zip(self.controlnet_down_blocks, skips, strict=True)
-        residuals = [(conv(skip) * scale, skip_fold) for conv, (skip, skip_fold) in convs]
-        return [*residuals, (self.controlnet_mid_block(middle) * scale, fold)]
+        residuals = []
+        for conv in self.controlnet_down_blocks:
+            skip, skip_fold = skips.pop(0)
+            residuals.append((conv(skip), skip_fold))
+        return [*residuals, (self.controlnet_mid_block(middle), fold)]
 
 
 class VideoDenoiser(nn.Module):
@@ -346,8 +356,8 @@ class VideoDenoiser(nn.Module):
         Frame 0 is the key frame. With `frames` F, x [B*F, L, h, w] and pose_features hold B clips, each with its own
         timestep [B] and prompt: how a base is trained.
         """
-        residuals = self.controlnet(x, timestep, text, pose_features, control_scale, frames)
-        return self.unet(x, timestep, text, residuals, frames)
+        residuals = self.controlnet(x, timestep, text, pose_features, frames)
+        return self.unet(x, timestep, text, residuals, control_scale, frames)
 
 
 def _transformer(size: NetworkSize, level: int, temporal: bool) -> Transformer:
@@ -380,8 +390,19 @@ def _up_levels(size: NetworkSize) -> list[Level]:
     return levels
 
 
-def _add(skip: tuple[Tensor, Fold], residual: tuple[Tensor, Fold]) -> tuple[Tensor, Fold]:
+def _join(skips: list[tuple[Tensor, Fold]]) -> Tensor:
+    """On the way up, what comes from below and then the skip beside it, both taken off the stack."""
+    (y, _), (skip, fold) = skips.pop(), skips.pop()
+    return torch.cat([y, fold.spread(skip)], dim=1)
+
+
+def _add(skip: tuple[Tensor, Fold], residual: tuple[Tensor, Fold], scale: Tensor | float) -> tuple[Tensor, Fold]:
     (a, fold_a), (b, fold_b) = skip, residual
     if fold_a.split == fold_b.split:
-        return a + b, fold_a
-    return fold_a.spread(a) + fold_b.spread(b), fold_a.done()
+        return _scaled_sum(a, b, scale), fold_a
+    return _scaled_sum(fold_a.spread(a), fold_b.spread(b), scale), fold_a.done()
+
+
+def _scaled_sum(a: Tensor, b: Tensor, scale: Tensor | float) -> Tensor:
+    """a + scale b."""
+    return torch.addcmul(a, b, scale) if isinstance(scale, Tensor) else torch.add(a, b, alpha=scale)

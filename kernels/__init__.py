@@ -1,9 +1,12 @@
 """GPU operators of the method: one op a file, each a truth, a Triton kernel, a checked launch, a registry entry."""
 
 from posecrafter.kernels import (
+    gated_linear,
     group_norm_silu,
     guidance_step,
     key_frame_attention,
+    layer_norm,
+    residual_sum,
     temporal_attention,
     temporal_projection,
     warp_latents,
@@ -17,6 +20,9 @@ KERNELS: dict[str, Kernel] = {
         temporal_attention,
         temporal_projection,
         group_norm_silu,
+        layer_norm,
+        gated_linear,
+        residual_sum,
         guidance_step,
         warp_latents,
     )

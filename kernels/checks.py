@@ -66,6 +66,18 @@ def check_rows(name: str, x: Tensor) -> int:
     return int(stride)
 
 
+def check_alike(tensors: dict[str, Tensor]) -> int:
+    """The distance of two rows, as `check_rows` has it, of tensors that must have the same.
+
+    Raises: EngineError "kernel-layout".
+    """
+    found = {name: check_rows(name, x) for name, x in tensors.items()}
+    if len(set(found.values())) > 1:
+        told = ", ".join(f"{name} {distance}" for name, distance in found.items())
+        raise EngineError("kernel-layout", f"rows lie {told} apart; expected one distance, as of slices of one tensor")
+    return next(iter(found.values()))
+
+
 def check_same_device(tensors: dict[str, Tensor]) -> None:
     """All on one CUDA device, or anywhere under Triton's interpreter. Raises: EngineError "kernel-device"."""
     devices = {name: x.device for name, x in tensors.items()}

@@ -21,7 +21,7 @@ from posecrafter.errors import EngineError
 from posecrafter.kernels.checks import (
     HALF,
     capability,
-    check_contiguous,
+    check_alike,
     check_grid,
     check_rows,
     check_same_device,
@@ -49,7 +49,7 @@ def truth(q: np.ndarray, k: np.ndarray, v: np.ndarray, heads: int) -> np.ndarray
 
 def twin(q: Tensor, k: Tensor, v: Tensor, heads: int, out: Tensor | None = None) -> Tensor:
     """The same by torch's scaled_dot_product_attention on one long row of queries a prompt."""
-    out = torch.empty_like(q) if out is None else out
+    out = q.new_empty(q.shape) if out is None else out
     prompts, _, width = k.shape
     rows, k, v = (x.reshape(prompts, -1, heads, width // heads).transpose(1, 2) for x in (q, k, v))
     seen = F.scaled_dot_product_attention(rows, k, v).transpose(1, 2).unflatten(1, (-1, q.shape[1]))
@@ -89,15 +89,16 @@ def meet(q0, q1, acc0, acc1, peak, total, k_ptr, v_ptr, keys, m, SCALE: tl.const
 
 
 @triton.jit(do_not_specialize=["rows", "m"])
-def _attention(q_ptr, k_ptr, v_ptr, rows, m, out_ptr, OUT: tl.constexpr, SCALE: tl.constexpr, HEADS: tl.constexpr,
-               D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, M: tl.constexpr, N: tl.constexpr):  # fmt: skip
-    """A block of M query rows of one head of one prompt. rows: F*n; m: keys; OUT: distance of two output rows."""
-    C: tl.constexpr = HEADS * D
+def _attention(q_ptr, k_ptr, v_ptr, rows, m, out_ptr, OUT: tl.constexpr, Q: tl.constexpr, KV: tl.constexpr,
+               SCALE: tl.constexpr, HEADS: tl.constexpr, D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr,
+               M: tl.constexpr, N: tl.constexpr):  # fmt: skip
+    """A block of M query rows of one head of one prompt. rows: F*n; m: keys; OUT, Q, KV: distances of two rows of the
+    output, of q, of k and v."""
     head, prompt = tl.program_id(1) % HEADS, (tl.program_id(1) // HEADS).to(tl.int64)
     row = tl.program_id(0) * M + tl.arange(0, M)
     d0, d1 = tl.arange(0, D0), D0 + tl.arange(0, max(D1, 1))
     inside, in0, in1 = (row < rows)[:, None], (d0 < D)[None, :], (d1 < D)[None, :]
-    at = (prompt * rows + row)[:, None] * C + head * D
+    at = (prompt * rows + row)[:, None] * Q + head * D
     q0 = tl.load(q_ptr + at + d0[None, :], mask=inside & in0, other=0.0)
     q1 = q0
     acc0 = tl.zeros([M, D0], tl.float32)
@@ -105,17 +106,17 @@ def _attention(q_ptr, k_ptr, v_ptr, rows, m, out_ptr, OUT: tl.constexpr, SCALE: 
     if D1 > 0:
         q1 = tl.load(q_ptr + at + d1[None, :], mask=inside & in1, other=0.0)
         acc1 = tl.zeros([M, D1], tl.float32)
-    k_ptr += prompt * m * C + head * D
-    v_ptr += prompt * m * C + head * D
+    k_ptr += prompt * m * KV + head * D
+    v_ptr += prompt * m * KV + head * D
     peak = tl.full([M], float("-inf"), tl.float32)
     total = tl.zeros([M], tl.float32)
     whole = m // N * N
     for start in tl.range(0, whole, N):
         acc0, acc1, peak, total = meet(q0, q1, acc0, acc1, peak, total, k_ptr, v_ptr, start + tl.arange(0, N), m,
-                                       SCALE, C, D, D0, D1, False)  # fmt: skip
+                                       SCALE, KV, D, D0, D1, False)  # fmt: skip
     if whole < m:
         acc0, acc1, peak, total = meet(q0, q1, acc0, acc1, peak, total, k_ptr, v_ptr, whole + tl.arange(0, N), m,
-                                       SCALE, C, D, D0, D1, True)  # fmt: skip
+                                       SCALE, KV, D, D0, D1, True)  # fmt: skip
     share = (1.0 / total)[:, None]
     to = (prompt * rows + row)[:, None] * OUT + head * D
     tl.store(out_ptr + to + d0[None, :], (acc0 * share).to(out_ptr.dtype.element_ty), mask=inside & in0)
@@ -139,14 +140,25 @@ def tile(d: int, target: int) -> dict[str, int]:
     return {"M": 128, "N": 64, "warps": 8, "stages": 2}
 
 
-def constants(d: int, heads: int, out_stride: int, block: dict[str, int]) -> dict[str, float]:
+def constants(d: int, heads: int, distances: tuple[int, int, int], block: dict[str, int]) -> dict[str, float]:
+    """distances: of two rows of the output, of q, and of k and v."""
     d0, d1 = split(d)
-    sizes = {"OUT": out_stride, "SCALE": LOG2_E / d**0.5, "HEADS": heads, "D": d, "D0": d0, "D1": d1}
+    sizes = {
+        **dict(zip(("OUT", "Q", "KV"), distances, strict=True)),
+        "SCALE": LOG2_E / d**0.5,
+        "HEADS": heads,
+        "D": d,
+        "D0": d0,
+        "D1": d1,
+    }
     return {**sizes, "M": block["M"], "N": block["N"]}
 
 
-def check(q: Tensor, k: Tensor, v: Tensor, heads: int, out: Tensor) -> int:
-    """The distance of two rows of `out`. Raises: EngineError "kernel-shape", "kernel-dtype", "kernel-layout"."""
+def check(q: Tensor, k: Tensor, v: Tensor, heads: int, out: Tensor) -> tuple[int, int, int]:
+    """The distances of two rows of `out`, of q, of k and v.
+
+    Raises: EngineError "kernel-shape", "kernel-dtype", "kernel-layout".
+    """
     if q.ndim != 3 or k.ndim != 3 or min(q.shape) < 1 or min(k.shape) < 1 or q.shape[0] % k.shape[0]:
         raise EngineError(
             "kernel-shape", f"q is {list(q.shape)}, k {list(k.shape)}; expected [P*F, n, C] and [P, m, C], none empty"
@@ -160,25 +172,23 @@ def check(q: Tensor, k: Tensor, v: Tensor, heads: int, out: Tensor) -> int:
     for name, x in (("k", k), ("v", v)):
         check_tensor(name, x, (*k.shape[:2], width), (q.dtype,))
     check_tensor("out", out, q.shape, (q.dtype,))
-    for name, x in (("q", q), ("k", k), ("v", v)):
-        check_contiguous(name, x)
-    return check_rows("out", out)
+    return check_rows("out", out), check_rows("q", q), check_alike({"k": k, "v": v})
 
 
 def launch(q: Tensor, k: Tensor, v: Tensor, heads: int, out: Tensor | None = None) -> Tensor:
-    """Run the Triton kernel. q: [P*F, n, C]; k, v: [P, m, C], all contiguous fp16 or bf16 -> [P*F, n, C].
+    """Run the Triton kernel. q: [P*F, n, C]; k, v: [P, m, C], all fp16 or bf16 -> [P*F, n, C].
 
-    out: where to write; its rows may be a slice of wider ones. Raises: EngineError "kernel-...".
+    Rows may be slices of wider ones. out: where to write, likewise; q itself will do. Raises: EngineError "kernel-...".
     """
-    out = torch.empty_like(q) if out is None else out
-    stride = check(q, k, v, heads, out)
+    out = q.new_empty(q.shape) if out is None else out
+    distances = check(q, k, v, heads, out)
     check_same_device({"q": q, "k": k, "v": v, "out": out})
     prompts, keys, width = k.shape
     rows = q.shape[0] // prompts * q.shape[1]
     block = tile(width // heads, capability(q))
     grid = check_grid((triton.cdiv(rows, block["M"]), prompts * heads))
     _attention[grid](
-        q, k, v, rows, keys, out, **constants(width // heads, heads, stride, block),
+        q, k, v, rows, keys, out, **constants(width // heads, heads, distances, block),
         num_warps=block["warps"], num_stages=block["stages"],
     )  # fmt: skip
     return out
@@ -202,7 +212,7 @@ def _(q: Tensor, k: Tensor, v: Tensor, heads: int, out: Tensor) -> None:
 
 def key_frame_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, out: Tensor | None = None) -> Tensor:
     """softmax(q k^T / sqrt(d)) v by heads, with one key frame a prompt. Shapes as in `launch`; any float on a CPU."""
-    out = torch.empty_like(q) if out is None else out
+    out = q.new_empty(q.shape) if out is None else out
     _op(q, k, v, heads, out)
     return out
 
@@ -242,11 +252,11 @@ def builds(dtype: str, target: int) -> Iterable[Build]:
 
 
 def build(d: int, heads: int, dtype: str, target: int) -> Build:
-    """For `heads` heads of d and an output of its own."""
+    """For `heads` heads of d and tensors of their own."""
     block, half = tile(d, target), f"*{dtype}"
     types = {**dict.fromkeys(("q_ptr", "k_ptr", "v_ptr"), half), "rows": "i32", "m": "i32", "out_ptr": half}
     return Build(
-        f"key_frame_attention_d{d}_{dtype}", _attention, types, constants(d, heads, heads * d, block),
+        f"key_frame_attention_d{d}_{dtype}", _attention, types, constants(d, heads, (heads * d,) * 3, block),
         ("ceil(rows / M)", "prompts * HEADS"), block["warps"], block["stages"],
     )  # fmt: skip
 

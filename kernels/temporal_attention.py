@@ -3,7 +3,8 @@
 Stock attention wants [position, head, frame, d] and gets there by copies: about 20 passes over the tokens where 4
 suffice (q, k, v in, the result out). Nothing needs to move. With C = heads * d, channel c = head * d + i of position j
 lies at (j * heads + head) * d + i: a (position, head) pair is one **lane** of d numbers, [F, n, C] is [F, lanes, d],
-and neither heads nor positions need be told apart until the result is written.
+and neither heads nor positions need be told apart where rows are whole. Where they are slices of wider ones, as behind
+a product that makes q, k and v at once, a lane's position and head are the two numbers of a division.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from torch import Tensor
 from posecrafter.errors import EngineError
 from posecrafter.kernels.checks import (
     HALF,
-    check_contiguous,
+    check_alike,
     check_grid,
     check_rows,
     check_same_device,
@@ -56,8 +57,9 @@ def twin(q: Tensor, k: Tensor, v: Tensor, heads: int, frames: int) -> Tensor:
 
 
 @triton.jit(do_not_specialize=["frames", "lanes"])
-def _few(q_ptr, k_ptr, v_ptr, frames, lanes, out_ptr, OUT: tl.constexpr, SCALE: tl.constexpr, HEADS: tl.constexpr,
-         D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, L: tl.constexpr, R: tl.constexpr):  # fmt: skip
+def _few(q_ptr, k_ptr, v_ptr, frames, lanes, out_ptr, OUT: tl.constexpr, IN: tl.constexpr, SCALE: tl.constexpr,
+         HEADS: tl.constexpr, D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, L: tl.constexpr,
+         R: tl.constexpr):  # fmt: skip
     """L lanes of one prompt, each with its R >= F frames: products of small matrices, batched over lanes.
 
     Neighbouring lanes are neighbours in memory, so a program reads L * d contiguous numbers a frame.
@@ -67,6 +69,8 @@ def _few(q_ptr, k_ptr, v_ptr, frames, lanes, out_ptr, OUT: tl.constexpr, SCALE: 
     d0, d1 = tl.arange(0, D0)[None, None, :], D0 + tl.arange(0, max(D1, 1))[None, None, :]
     step = tl.program_id(1).to(tl.int64) * frames + frame
     at = (step * lanes + lane) * D
+    if IN != HEADS * D:
+        at = (step * (lanes // HEADS) + lane // HEADS) * IN + lane % HEADS * D
     inside = (frame < frames) & (lane < lanes)
     in0, in1 = inside & (d0 < D), inside & (d1 < D)
     q0 = tl.load(q_ptr + at + d0, mask=in0, other=0.0)
@@ -82,7 +86,6 @@ def _few(q_ptr, k_ptr, v_ptr, frames, lanes, out_ptr, OUT: tl.constexpr, SCALE: 
     weights = tl.exp2(scores - tl.max(scores, 2)[:, :, None])
     share = (1.0 / tl.sum(weights, 2))[:, :, None]
     weights = weights.to(v0.dtype)
-    # Only here heads are told apart: the rows of `out` may be wider than C.
     to = (step * (lanes // HEADS) + lane // HEADS) * OUT + lane % HEADS * D
     tl.store(out_ptr + to + d0, (tl.dot(weights, v0) * share).to(out_ptr.dtype.element_ty), mask=in0)
     if D1 > 0:
@@ -90,8 +93,9 @@ def _few(q_ptr, k_ptr, v_ptr, frames, lanes, out_ptr, OUT: tl.constexpr, SCALE: 
 
 
 @triton.jit(do_not_specialize=["frames", "lanes"])
-def _many(q_ptr, k_ptr, v_ptr, frames, lanes, out_ptr, OUT: tl.constexpr, SCALE: tl.constexpr, HEADS: tl.constexpr,
-          D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, Q: tl.constexpr, R: tl.constexpr):  # fmt: skip
+def _many(q_ptr, k_ptr, v_ptr, frames, lanes, out_ptr, OUT: tl.constexpr, IN: tl.constexpr, SCALE: tl.constexpr,
+          HEADS: tl.constexpr, D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, Q: tl.constexpr,
+          R: tl.constexpr):  # fmt: skip
     """Q frames of one lane of one prompt against all frames, R at a time: ordinary matrices, which Hopper's wide
     instructions take, and the running softmax of key_frame_attention.
 
@@ -102,7 +106,8 @@ def _many(q_ptr, k_ptr, v_ptr, frames, lanes, out_ptr, OUT: tl.constexpr, SCALE:
     asking = tl.program_id(2) * Q + tl.arange(0, Q)
     d0, d1 = tl.arange(0, D0)[None, :], D0 + tl.arange(0, max(D1, 1))[None, :]
     step = (prompt * frames + asking)[:, None]
-    mine, asks = (step * lanes + lane) * D, (asking < frames)[:, None]
+    place, apart = lane // HEADS * IN + lane % HEADS * D, lanes // HEADS * IN
+    mine, asks = step * apart + place, (asking < frames)[:, None]
     q0 = tl.load(q_ptr + mine + d0, mask=asks & (d0 < D), other=0.0)
     q1 = q0
     acc0 = tl.zeros([Q, D0], tl.float32)
@@ -110,11 +115,11 @@ def _many(q_ptr, k_ptr, v_ptr, frames, lanes, out_ptr, OUT: tl.constexpr, SCALE:
     if D1 > 0:
         q1 = tl.load(q_ptr + mine + d1, mask=asks & (d1 < D), other=0.0)
         acc1 = tl.zeros([Q, D1], tl.float32)
-    first = (prompt * frames * lanes + lane) * D
+    first = prompt * frames * apart + place
     peak, total = tl.full([Q], float("-inf"), tl.float32), tl.zeros([Q], tl.float32)
     for start in tl.range(0, frames, R):
         acc0, acc1, peak, total = meet(q0, q1, acc0, acc1, peak, total, k_ptr + first, v_ptr + first,
-                                       start + tl.arange(0, R), frames, SCALE, lanes * D, D, D0, D1, True)  # fmt: skip
+                                       start + tl.arange(0, R), frames, SCALE, apart, D, D0, D1, True)  # fmt: skip
     share = (1.0 / total)[:, None]
     to = (step * (lanes // HEADS) + lane // HEADS) * OUT + lane % HEADS * D
     tl.store(out_ptr + to + d0, (acc0 * share).to(out_ptr.dtype.element_ty), mask=asks & (d0 < D))
@@ -133,14 +138,25 @@ def tile(d: int, frames: int) -> dict[str, int]:
     return {"Q": 64, "R": 64 if d <= 96 else 32, "warps": 4, "stages": 2}
 
 
-def constants(d: int, heads: int, out_stride: int, block: dict[str, int]) -> dict[str, float]:
+def constants(d: int, heads: int, distances: tuple[int, int], block: dict[str, int]) -> dict[str, float]:
+    """distances: of two rows of the output, and of q, k and v."""
     d0, d1 = split(d)
-    sizes = {"OUT": out_stride, "SCALE": LOG2_E / d**0.5, "HEADS": heads, "D": d, "D0": d0, "D1": d1}
+    sizes = {
+        **dict(zip(("OUT", "IN"), distances, strict=True)),
+        "SCALE": LOG2_E / d**0.5,
+        "HEADS": heads,
+        "D": d,
+        "D0": d0,
+        "D1": d1,
+    }
     return {**sizes, **{name: size for name, size in block.items() if name not in ("warps", "stages")}}
 
 
-def check(q: Tensor, k: Tensor, v: Tensor, heads: int, frames: int, out: Tensor) -> int:
-    """The distance of two rows of `out`. Raises: EngineError "kernel-shape", "kernel-dtype", "kernel-layout"."""
+def check(q: Tensor, k: Tensor, v: Tensor, heads: int, frames: int, out: Tensor) -> tuple[int, int]:
+    """The distances of two rows of `out`, and of q, k and v.
+
+    Raises: EngineError "kernel-shape", "kernel-dtype", "kernel-layout".
+    """
     if q.ndim != 3 or min(q.shape) < 1 or not 1 <= frames <= MOST_FRAMES or q.shape[0] % frames:
         raise EngineError(
             "kernel-shape", f"q is {list(q.shape)} with {frames} frames; expected [P*F, n, C], F from 1 to 128"
@@ -153,18 +169,17 @@ def check(q: Tensor, k: Tensor, v: Tensor, heads: int, frames: int, out: Tensor)
     check_tensor("q", q, q.shape, HALF)
     for name, x in (("k", k), ("v", v), ("out", out)):
         check_tensor(name, x, q.shape, (q.dtype,))
-    for name, x in (("q", q), ("k", k), ("v", v)):
-        check_contiguous(name, x)
-    return check_rows("out", out)
+    return check_rows("out", out), check_alike({"q": q, "k": k, "v": v})
 
 
 def launch(q: Tensor, k: Tensor, v: Tensor, heads: int, frames: int, out: Tensor | None = None) -> Tensor:
-    """Run the Triton kernel. q, k, v: [P*F, n, C], contiguous fp16 or bf16, F <= 128 -> [P*F, n, C].
+    """Run the Triton kernel. q, k, v: [P*F, n, C], fp16 or bf16, F <= 128 -> [P*F, n, C].
 
-    out: where to write; its rows may be a slice of wider ones. Raises: EngineError "kernel-...".
+    Rows may be slices of wider ones, q's, k's and v's alike. out: where to write, likewise; q itself will do.
+    Raises: EngineError "kernel-...".
     """
-    out = torch.empty_like(q) if out is None else out
-    stride = check(q, k, v, heads, frames, out)
+    out = q.new_empty(q.shape) if out is None else out
+    distances = check(q, k, v, heads, frames, out)
     check_same_device({"q": q, "k": k, "v": v, "out": out})
     d, lanes = q.shape[2] // heads, q.shape[1] * heads
     block = tile(d, frames)
@@ -174,7 +189,7 @@ def launch(q: Tensor, k: Tensor, v: Tensor, heads: int, frames: int, out: Tensor
     else:
         kernel, grid = _many, (lanes, prompts, triton.cdiv(frames, block["Q"]))
     kernel[check_grid(grid)](
-        q, k, v, frames, lanes, out, **constants(d, heads, stride, block),
+        q, k, v, frames, lanes, out, **constants(d, heads, distances, block),
         num_warps=block["warps"], num_stages=block["stages"],
     )  # fmt: skip
     return out
@@ -198,7 +213,7 @@ def _(q: Tensor, k: Tensor, v: Tensor, heads: int, frames: int, out: Tensor) -> 
 
 def temporal_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, frames: int, out: Tensor | None = None) -> Tensor:
     """Attention over F frames at each position. Shapes as in `launch`; any float on a CPU."""
-    out = torch.empty_like(q) if out is None else out
+    out = q.new_empty(q.shape) if out is None else out
     _op(q, k, v, heads, frames, out)
     return out
 
@@ -228,12 +243,12 @@ def builds(dtype: str, target: int) -> Iterable[Build]:
 
 
 def build(d: int, heads: int, frames: int, dtype: str) -> Build:
-    """For `heads` heads of d, up to `frames` frames and an output of its own."""
+    """For `heads` heads of d, up to `frames` frames and tensors of their own."""
     block, few, half = tile(d, frames), frames <= FEW, f"*{dtype}"
     types = {**dict.fromkeys(("q_ptr", "k_ptr", "v_ptr"), half), "frames": "i32", "lanes": "i32", "out_ptr": half}
     return Build(
         f"temporal_attention_d{d}_f{frames}_{dtype}", _few if few else _many, types,
-        constants(d, heads, heads * d, block),
+        constants(d, heads, (heads * d,) * 2, block),
         ("ceil(lanes / L)", "prompts") if few else ("lanes", "prompts", "ceil(frames / Q)"),
         block["warps"], block["stages"],
     )  # fmt: skip

@@ -82,14 +82,14 @@ def _meet(q_ptr, k_ptr, at, inside, frames, SCALE: tl.constexpr, D: tl.constexpr
 
 @triton.jit(do_not_specialize=["frames", "tokens"])
 def _project(q_ptr, k_ptr, v_ptr, weight_ptr, bias_ptr, residual_ptr, frames, tokens, out_ptr, OUT: tl.constexpr,
-             ROW: tl.constexpr, SCALE: tl.constexpr, HEADS: tl.constexpr, C: tl.constexpr, C0: tl.constexpr,
-             C1: tl.constexpr, D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, L: tl.constexpr,
+             IN: tl.constexpr, ROW: tl.constexpr, SCALE: tl.constexpr, HEADS: tl.constexpr, C: tl.constexpr,
+             C0: tl.constexpr, C1: tl.constexpr, D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, L: tl.constexpr,
              R: tl.constexpr):  # fmt: skip
     """L positions of one prompt, each with its R >= F frames. Heads one after the other: attention as in `_few`, then
     its product with d columns of W, summed in fp32 over all heads in two tiles of C0 + C1 >= C channels."""
     place, frame = tl.program_id(0) * L + tl.arange(0, L)[:, None, None], tl.arange(0, R)[None, :, None]
     first = tl.program_id(1).to(tl.int64) * frames
-    at = ((first + frame) * tokens + place) * C
+    at = ((first + frame) * tokens + place) * IN
     inside = (frame < frames) & (place < tokens)
     d0, d1 = tl.arange(0, D0), D0 + tl.arange(0, max(D1, 1))
     c0, c1 = tl.arange(0, C0)[None, :], C0 + tl.arange(0, max(C1, 1))[None, :]
@@ -138,9 +138,10 @@ def tile(d: int, width: int, frames: int) -> dict[str, int]:
     return {"L": rows // r, "R": r, "warps": 4 if width <= 128 else 8}
 
 
-def constants(d: int, heads: int, out_row: int, weight_row: int, block: dict[str, int]) -> dict[str, float]:
+def constants(d: int, heads: int, distances: tuple[int, int, int], block: dict[str, int]) -> dict[str, float]:
+    """distances: of two rows of the output, of q, k and v, of the weight."""
     (d0, d1), (c0, c1) = split(d), split(heads * d)
-    sizes = {"OUT": out_row, "ROW": weight_row, "SCALE": LOG2_E / d**0.5, "HEADS": heads}
+    sizes = {**dict(zip(("OUT", "IN", "ROW"), distances, strict=True)), "SCALE": LOG2_E / d**0.5, "HEADS": heads}
     sizes |= {"C": heads * d, "C0": c0, "C1": c1, "D": d, "D0": d0, "D1": d1}
     return {**sizes, "L": block["L"], "R": block["R"]}
 
@@ -155,12 +156,12 @@ def check(
     bias: Tensor,
     residual: Tensor,
     out: Tensor,
-) -> tuple[int, int]:
-    """The distances of two rows of `out` and of `weight`.
+) -> tuple[int, int, int]:
+    """The distances of two rows of `out`, of q, k and v, and of `weight`.
 
     Raises: EngineError "kernel-shape", "kernel-dtype", "kernel-layout".
     """
-    out_row = temporal_attention.check(q, k, v, heads, frames, out)
+    distances = temporal_attention.check(q, k, v, heads, frames, out)
     width = q.shape[2]
     if width > MOST_WIDTH or frames > FEW:
         raise EngineError(
@@ -173,27 +174,28 @@ def check(
     check_tensor("residual", residual, q.shape, (q.dtype,))
     check_contiguous("bias", bias)
     check_contiguous("residual", residual)
-    return out_row, check_rows("weight", weight[None])
+    return *distances, check_rows("weight", weight[None])
 
 
 def launch(
     q: Tensor, k: Tensor, v: Tensor, heads: int, frames: int, weight: Tensor, bias: Tensor, residual: Tensor,
     out: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """Run the Triton kernel. q, k, v, residual: [P*F, n, C], contiguous fp16 or bf16, F <= 32, C <= 256; weight:
-    [C, C], whose rows may be a slice of wider ones; bias: [C] -> [P*F, n, C].
+    """Run the Triton kernel. q, k, v: [P*F, n, C], fp16 or bf16, F <= 32, C <= 256; weight: [C, C]; bias: [C];
+    residual: [P*F, n, C], contiguous -> [P*F, n, C].
 
-    out: where to write; its rows may be a slice of wider ones. Raises: EngineError "kernel-...".
+    Rows may be slices of wider ones, q's, k's and v's alike. out: where to write, likewise.
+    Raises: EngineError "kernel-...".
     """
-    out = torch.empty_like(q) if out is None else out
-    rows = check(q, k, v, heads, frames, weight, bias, residual, out)
+    out = q.new_empty(q.shape) if out is None else out
+    distances = check(q, k, v, heads, frames, weight, bias, residual, out)
     tensors = {"q": q, "k": k, "v": v, "weight": weight, "bias": bias, "residual": residual, "out": out}
     check_same_device(tensors)
     tokens, width = q.shape[1:]
     block = tile(width // heads, width, frames)
     grid = check_grid((triton.cdiv(tokens, block["L"]), q.shape[0] // frames))
     _project[grid](
-        q, k, v, weight, bias, residual, frames, tokens, out, **constants(width // heads, heads, *rows, block),
+        q, k, v, weight, bias, residual, frames, tokens, out, **constants(width // heads, heads, distances, block),
         num_warps=block["warps"], num_stages=1,
     )  # fmt: skip
     return out
@@ -223,7 +225,7 @@ def temporal_projection(
     out: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """residual + attention over F frames at each position, projected. Shapes as in `launch`; any float on a CPU."""
-    out = torch.empty_like(q) if out is None else out
+    out = q.new_empty(q.shape) if out is None else out
     _op(q, k, v, heads, frames, weight, bias, residual, out)
     return out
 
@@ -264,7 +266,7 @@ def builds(dtype: str, target: int) -> Iterable[Build]:
             block = tile(d, width, frames)
             yield Build(
                 f"temporal_projection_c{width}_f{frames}_{dtype}", _project, types,
-                constants(d, heads, width, width, block), ("ceil(tokens / L)", "prompts"), block["warps"], 1,
+                constants(d, heads, (width,) * 3, block), ("ceil(tokens / L)", "prompts"), block["warps"], 1,
             )  # fmt: skip
 
 

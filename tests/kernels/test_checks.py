@@ -20,10 +20,13 @@ SMALL: dict[str, dict[str, int]] = {
     "temporal_attention": {"prompts": 2, "frames": 2, "tokens": 9, "heads": 2, "head": 40},
     "temporal_projection": {"prompts": 2, "frames": 2, "tokens": 9, "heads": 2, "head": 40},
     "group_norm_silu": {"prompts": 2, "frames": 2, "channels": 32, "high": 3, "wide": 3, "groups": 4, "add": 1},
+    "layer_norm": {"rows": 5, "channels": 24, "add": 1},
+    "gated_linear": {"rows": 5, "channels": 16, "hidden": 24},
+    "residual_sum": {"frames": 2, "channels": 16, "high": 3, "wide": 3},
     "guidance_step": {"prompts": 2, "frames": 2, "channels": 4, "high": 3, "wide": 3},
     "warp_latents": {"frames": 2, "channels": 4, "high": 4, "wide": 4, "bilinear": 0},
 }
-FIRST = dict(zip(SMALL, ("q", "q", "q", "x", "x", "noise"), strict=True))
+FIRST = dict(zip(SMALL, ("q", "q", "q", "x", "x", "x", "x", "x", "noise"), strict=True))
 TOLD = {"each": "eps"}
 """How a refusal calls an argument, where that is not its name."""
 
@@ -101,6 +104,13 @@ def test_another_dtype_is_refused_with_those_that_are_allowed(name: str) -> None
         ("group_norm_silu", {"outer": 3}),
         ("group_norm_silu", {"groups": 5}),
         ("group_norm_silu", {"weight": torch.zeros(31, dtype=torch.float16)}),
+        ("layer_norm", {"x": torch.zeros(2, 5, 24, dtype=torch.float16)}),
+        ("layer_norm", {"add": torch.zeros(23, dtype=torch.float16)}),
+        ("gated_linear", {"x": torch.zeros(5, 24, dtype=torch.float16)}),
+        ("gated_linear", {"weight": torch.zeros(40, 16, dtype=torch.float16)}),
+        ("gated_linear", {"bias": torch.zeros(24, dtype=torch.float16)}),
+        ("residual_sum", {"y": torch.zeros(2, 16, 3, 4, dtype=torch.float16)}),
+        ("residual_sum", {"bias": torch.zeros(15, dtype=torch.float16)}),
         ("guidance_step", {"weight": torch.zeros(3)}),
         ("guidance_step", {"each": torch.zeros(9, 2, 4, 3, 3)}),
         ("warp_latents", {"mode": 2}),
@@ -118,6 +128,27 @@ def test_an_attention_writes_into_a_slice_of_wider_rows_and_nothing_beside_it() 
         KERNELS[name].launch(**inputs, out=both[..., 80:])
         torch.testing.assert_close(both[..., 80:], KERNELS[name].launch(**inputs), rtol=0, atol=0)
         assert (both[..., :80] == 7).all()
+
+
+def test_an_attention_reads_slices_of_wider_rows_and_may_write_where_its_queries_were() -> None:
+    for name in ("key_frame_attention", "temporal_attention"):
+        inputs = inputs_of(name)
+        expected = KERNELS[name].launch(**inputs)
+        rows = torch.cat(
+            [inputs[key] if inputs[key].shape[0] == 4 else inputs[key].repeat(2, 1, 1) for key in "qkv"], 2
+        )
+        sliced = {key: x[: len(inputs[key])] for key, x in zip("qkv", rows.chunk(3, -1), strict=True)}
+        kept = rows.clone()
+        KERNELS[name].launch(**{**inputs, **sliced}, out=sliced["q"])
+        torch.testing.assert_close(rows[..., :80], expected, rtol=0, atol=0)
+        torch.testing.assert_close(rows[..., 80:], kept[..., 80:], rtol=0, atol=0)
+
+
+def test_keys_and_values_that_lie_differently_are_refused() -> None:
+    for name in ("key_frame_attention", "temporal_attention"):
+        inputs = inputs_of(name)
+        inputs["v"] = torch.cat([inputs["v"]] * 2, 2)[..., :80]
+        assert "expected one distance" in refused(name, inputs).message
 
 
 def test_a_projection_takes_half_of_a_wider_matrix_and_writes_into_wider_rows() -> None:

@@ -23,6 +23,9 @@ SIZES = {
     "temporal_attention": ("prompts", "frames", "tokens", "heads", "head"),
     "temporal_projection": ("prompts", "frames", "tokens", "heads", "head"),
     "group_norm_silu": ("prompts", "frames", "channels", "high", "wide", "groups", "add"),
+    "layer_norm": ("rows", "channels", "add"),
+    "gated_linear": ("rows", "channels", "hidden"),
+    "residual_sum": ("frames", "channels", "high", "wide"),
     "guidance_step": ("prompts", "frames", "channels", "high", "wide"),
     "warp_latents": ("frames", "channels", "high", "wide", "bilinear"),
 }
@@ -55,6 +58,17 @@ CASES = [
     ("group_norm_silu", (1, 17, 80, 3, 9, 8, 0), BRAIN),
     ("group_norm_silu", (1, 1, 320, 3, 3, 32, 1), HALF),
     ("group_norm_silu", (3, 1, 24, 9, 24, 8, 0), FULL),
+    ("layer_norm", (81, 320, 1), HALF),
+    ("layer_norm", (3, 1280, 0), BRAIN),
+    ("layer_norm", (17, 40, 1), FULL),
+    ("layer_norm", (1, 24, 0), HALF),
+    ("gated_linear", (9 * 24, 40, 160), HALF),
+    ("gated_linear", (17, 320, 72), BRAIN),
+    ("gated_linear", (129, 64, 136), HALF),
+    ("gated_linear", (1, 8, 8), BRAIN),
+    ("residual_sum", (3, 320, 9, 9), HALF),
+    ("residual_sum", (17, 40, 9, 24), BRAIN),
+    ("residual_sum", (1, 24, 1, 3), FULL),
     ("guidance_step", (1, 1, 4, 9, 9), HALF),
     ("guidance_step", (2, 3, 4, 9, 24), HALF),
     ("guidance_step", (3, 17, 5, 9, 9), BRAIN),
@@ -153,3 +167,21 @@ def test_temporal_projection_of_any_shape(frames: int, tokens: int, heads: int, 
 )
 def test_group_norm_silu_of_any_shape(prompts: int, frames: int, share: int, high: int, wide: int, add: int) -> None:
     check_launch("group_norm_silu", prompts, frames, 8 * share, high, wide, 8, add)
+
+
+@settings(max_examples=10, deadline=None, derandomize=True)
+@given(st.integers(1, 200), st.integers(1, 80), st.integers(0, 1))
+def test_layer_norm_of_any_shape(rows: int, channels: int, add: int) -> None:
+    check_launch("layer_norm", rows, channels, add)
+
+
+@settings(max_examples=10, deadline=None, derandomize=True)
+@given(st.integers(1, 200), st.integers(1, 20), st.integers(1, 20))
+def test_gated_linear_of_any_shape(rows: int, channels: int, hidden: int) -> None:
+    check_launch("gated_linear", rows, 8 * channels, 8 * hidden)
+
+
+@settings(max_examples=10, deadline=None, derandomize=True)
+@given(st.integers(1, 3), st.integers(1, 80), st.integers(1, 9), st.integers(1, 9))
+def test_residual_sum_of_any_shape(frames: int, channels: int, high: int, wide: int) -> None:
+    check_launch("residual_sum", frames, 8 * channels, high, wide)

@@ -16,6 +16,9 @@ SMALL: dict[str, dict[str, int]] = {
     "temporal_attention": {"prompts": 2, "frames": 3, "tokens": 9, "heads": 2, "head": 8},
     "temporal_projection": {"prompts": 2, "frames": 3, "tokens": 9, "heads": 2, "head": 8},
     "group_norm_silu": {"prompts": 2, "frames": 2, "channels": 32, "high": 3, "wide": 3, "groups": 4, "add": 1},
+    "layer_norm": {"rows": 5, "channels": 24, "add": 1},
+    "gated_linear": {"rows": 5, "channels": 16, "hidden": 24},
+    "residual_sum": {"frames": 2, "channels": 16, "high": 3, "wide": 3},
     "guidance_step": {"prompts": 2, "frames": 2, "channels": 4, "high": 3, "wide": 3},
     "warp_latents": {"frames": 2, "channels": 4, "high": 4, "wide": 4, "bilinear": 1},
 }
