@@ -149,6 +149,10 @@ def make_rig(variant: str, size: Size, device: torch.device, dtype: torch.dtype)
     elif variant.startswith("published"):
         step, encode = PublishedStep(plain), lambda maps: maps
     step = step.to(dtype)
+    if device.type == "cuda":  # weights in fresh memory, as if they had been loaded, not where the fp32 ones were
+        step = step.cpu()
+        torch.cuda.empty_cache()
+        step = step.to(device)
     if variant != "published":
         step = step.to(memory_format=torch.channels_last)
     if variant == "published, compiled":

@@ -111,12 +111,12 @@ def _steps(bench: Bench, variants: Sequence[str], size: Size, soft: bool = False
             "flops_after_savings": flops,
             "flops_per_second": flops / (time.p50 / 1e3),
             "share_of_989e12": flops / (time.p50 / 1e3) / PEAK,
-            "peak_bytes": peak,
+            **peak,
         }
 
 
-def _step(bench: Bench, variant: str, size: Size) -> tuple[Timing, int]:
-    """Its time and the memory reserved at most. Whatever it held is free when it returns, or raises."""
+def _step(bench: Bench, variant: str, size: Size) -> tuple[Timing, dict[str, int]]:
+    """Its time and memory. Whatever it held is free when it returns, or raises."""
     frames = size.frames + 1
     _clear(bench.device)
     rig = make_rig(variant, size, bench.device, bench.dtype)
@@ -170,7 +170,7 @@ def _pipelines(bench: Bench, variants: Sequence[str]) -> Iterator[dict[str, Any]
             "invert_seconds": invert,
             "edit_seconds": edit,
             "sample_seconds": sample,
-            "peak_bytes": peak(),
+            **peak(),
         }
 
 
@@ -213,7 +213,7 @@ def tuning(bench: Bench) -> Iterator[dict[str, Any]]:
         "optimizer": options.optimizer,
         "trained_parameters": trainer.trained,
         "seconds_a_step": sorted(seconds)[len(seconds) // 2],
-        "peak_bytes": peak(),
+        **peak(),
     }
 
 
@@ -257,7 +257,8 @@ def _clear(device: torch.device) -> None:
 
 
 class _fresh:
-    """Memory counted from here on; `peak` says how much was reserved at most, 0 on a CPU."""
+    """Memory counted from here on. `peak` says how much was reserved at most and how much of that tensors held at most;
+    0 on a CPU. All variants have expandable segments (gpu_records)."""
 
     def __init__(self, device: torch.device) -> None:
         self._device, self._cuda = device, device.type == "cuda"
@@ -266,7 +267,11 @@ class _fresh:
         _clear(self._device)
         if self._cuda:
             torch.cuda.reset_peak_memory_stats()
-        return lambda: torch.cuda.max_memory_reserved() if self._cuda else 0
+        return self._peak
+
+    def _peak(self) -> dict[str, int]:
+        reserved, held = torch.cuda.max_memory_reserved, torch.cuda.max_memory_allocated
+        return {"peak_bytes": reserved() if self._cuda else 0, "held_bytes": held() if self._cuda else 0}
 
     def __exit__(self, *_: object) -> None:
         """Nothing to undo."""

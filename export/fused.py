@@ -87,11 +87,10 @@ class FusedLayerNorm(nn.Module):
 class FusedTransformerBlock(nn.Module):
     """A TransformerBlock whose attentions copy nothing, and whose products add to the residual where it lies.
 
-    What is projected from the same tokens is one product with rows [q_1, q_temp, k_temp, v_temp]. attn1 and attn_temp
-    write where their q was, so the first halves of the rows become [a, t]; W [a, t] with W = [W_1, W_temp] is then the
-    sum of both projections in one product, accumulated in fp32. Where the network is narrow, attn1's half is added
-    first, and attn_temp's behind its attention. Such a product takes no bias: x is `late` short of the plain block's
-    x, the norms add what is missing so far, and whoever takes the result adds it all.
+    What is projected from the same tokens is one product with rows [q_1, q_temp, k_temp, v_temp], and temporal
+    attention writes where its q was; where the network is narrow, it comes with its projection. A product that adds
+    takes no bias: x is `late` short of the plain block's x, the norms add what is missing so far, and whoever takes the
+    result adds it all.
     """
 
     def __init__(self, block: TransformerBlock, late: Tensor | None = None) -> None:
@@ -102,14 +101,15 @@ class FusedTransformerBlock(nn.Module):
         self.heads, self.temporal = first.attend.heads, across is not None
         self.of_key, self.of_text = _stacked(first.to_k, first.to_v), _stacked(text.to_k, text.to_v)
         self.of_frames, self.out = first.to_q, first.to_out[0]
-        if across is not None:
-            self.of_frames = _stacked(first.to_q, across.to_q, across.to_k, across.to_v)
-            self.out = _joined(self.out, across.to_out[0])
         self.text_q, self.text_out = text.to_q, text.to_out[0]
         self.hidden, self.ff_out = block.ff.net[0].proj, block.ff.net[2]
         self.nothing = _constant(torch.zeros_like(self.out.bias))
         late = self.nothing if late is None else late
         self.norm1, late = FusedLayerNorm(block.norm1, late), late + _taken(self.out)
+        if across is not None:
+            self.of_frames = _stacked(first.to_q, across.to_q, across.to_k, across.to_v)
+            self.temporal_out = across.to_out[0]
+            late = late + _taken(self.temporal_out)
         self.norm2, late = FusedLayerNorm(block.norm2, late), late + _taken(self.text_out)
         self.norm3, late = FusedLayerNorm(block.norm3, late), late + _taken(self.ff_out)
         self.late = _constant(late)
@@ -126,18 +126,21 @@ class FusedTransformerBlock(nn.Module):
         return x
 
     def _see_frames(self, x: Tensor, fold: Fold) -> Tensor:
-        """x + attn1(n) + attn_temp(n), n = norm1(x)."""
-        width, (rows, (k, v)) = x.shape[-1], self._projected(x, fold)
-        first, *across = rows.split(width, -1)
-        key_frame_attention(first, k, v, self.heads, first)
+        """x + attn1(n) + attn_temp(n), n = norm1(x), in place; of long passes one prompt after the other."""
+        if fold.outer > 1 and x.shape[0] * x.shape[1] > ROWS:
+            for part in x.chunk(fold.outer):
+                self._see_frames(part, Fold(1, fold.frames, split=True))
+            return x
+        rows, (k, v) = self._projected(x, fold)
+        q, *across = rows.split(x.shape[-1], -1)
+        _add_product(x, key_frame_attention(q, k, v, self.heads), self.out.weight)
         if not self.temporal:
-            return _add_product(x, first, self.out.weight)
-        if pays(width, self.heads, fold.frames):
-            weight, second = self.out.weight.split(width, 1)
-            x = _add_product(x, first, weight)
-            return temporal_projection(*across, self.heads, fold.frames, second, self.nothing, x)
-        temporal_attention(*across, self.heads, fold.frames, across[0])
-        return _add_product(x, rows[..., : 2 * width], self.out.weight)
+            return x
+        if pays(x.shape[-1], self.heads, fold.frames):
+            weight, bias = self.temporal_out.weight, self.nothing
+            return temporal_projection(*across, self.heads, fold.frames, weight, bias, x, x)
+        seen = temporal_attention(*across, self.heads, fold.frames, across[0])
+        return _add_product(x, seen, self.temporal_out.weight)
 
     def _projected(self, x: Tensor, fold: Fold) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """q of all frames, with temporal attention's q, k and v beside it in rows [4 C]; k and v of the key frame."""
@@ -282,13 +285,3 @@ def _stacked(*layers: nn.Linear) -> nn.Linear:
         stacked = nn.Linear(layers[0].in_features, sum(layer.out_features for layer in layers), bias=False)
     stacked.weight = _constant(torch.cat([layer.weight for layer in layers]))
     return stacked
-
-
-@torch.no_grad()
-def _joined(first: nn.Linear, second: nn.Linear) -> nn.Linear:
-    """The layer that maps [a, t] to first(a) + second(t)."""
-    with torch.device(first.weight.device):
-        joined = nn.Linear(2 * first.in_features, first.out_features, dtype=first.weight.dtype)
-    joined.weight.copy_(torch.cat([first.weight, second.weight], 1))
-    joined.bias.copy_(first.bias + second.bias)
-    return joined.requires_grad_(False)

@@ -34,6 +34,8 @@ class Fold:
         """[F, ...] -> [B*F, ...]: the shared prefix, handed to every prompt. The identity once split."""
         if self.split:
             return x
+        if x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
+            return self.spread(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)  # in its order, which layers behind it want
         return x.unsqueeze(0).expand(self.prompts, *x.shape).reshape(self.prompts * self.frames, *x.shape[1:])
 
     def done(self) -> Fold:

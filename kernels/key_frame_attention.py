@@ -47,14 +47,11 @@ def truth(q: np.ndarray, k: np.ndarray, v: np.ndarray, heads: int) -> np.ndarray
     return np.einsum("phrm,pmhd->prhd", weights, v.reshape(prompts, keys, heads, d)).reshape(q.shape)
 
 
-def twin(q: Tensor, k: Tensor, v: Tensor, heads: int, out: Tensor | None = None) -> Tensor:
+def twin(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     """The same by torch's scaled_dot_product_attention on one long row of queries a prompt."""
-    out = q.new_empty(q.shape) if out is None else out
     prompts, _, width = k.shape
     rows, k, v = (x.reshape(prompts, -1, heads, width // heads).transpose(1, 2) for x in (q, k, v))
-    seen = F.scaled_dot_product_attention(rows, k, v).transpose(1, 2).unflatten(1, (-1, q.shape[1]))
-    out.unflatten(0, (prompts, -1)).unflatten(-1, (heads, -1)).copy_(seen)  # one pass, whatever the rows of `out`
-    return out
+    return F.scaled_dot_product_attention(rows, k, v).transpose(1, 2).reshape(q.shape)
 
 
 @triton.jit
@@ -89,11 +86,11 @@ def meet(q0, q1, acc0, acc1, peak, total, k_ptr, v_ptr, keys, m, SCALE: tl.const
 
 
 @triton.jit(do_not_specialize=["rows", "m"])
-def _attention(q_ptr, k_ptr, v_ptr, rows, m, out_ptr, OUT: tl.constexpr, Q: tl.constexpr, KV: tl.constexpr,
-               SCALE: tl.constexpr, HEADS: tl.constexpr, D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr,
-               M: tl.constexpr, N: tl.constexpr):  # fmt: skip
-    """A block of M query rows of one head of one prompt. rows: F*n; m: keys; OUT, Q, KV: distances of two rows of the
-    output, of q, of k and v."""
+def _attention(q_ptr, k_ptr, v_ptr, rows, m, out_ptr, Q: tl.constexpr, KV: tl.constexpr, SCALE: tl.constexpr,
+               HEADS: tl.constexpr, D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, M: tl.constexpr,
+               N: tl.constexpr):  # fmt: skip
+    """A block of M query rows of one head of one prompt. rows: F*n; m: keys; Q, KV: distances of two rows of q, and of
+    k and v."""
     head, prompt = tl.program_id(1) % HEADS, (tl.program_id(1) // HEADS).to(tl.int64)
     row = tl.program_id(0) * M + tl.arange(0, M)
     d0, d1 = tl.arange(0, D0), D0 + tl.arange(0, max(D1, 1))
@@ -118,7 +115,7 @@ def _attention(q_ptr, k_ptr, v_ptr, rows, m, out_ptr, OUT: tl.constexpr, Q: tl.c
         acc0, acc1, peak, total = meet(q0, q1, acc0, acc1, peak, total, k_ptr, v_ptr, whole + tl.arange(0, N), m,
                                        SCALE, KV, D, D0, D1, True)  # fmt: skip
     share = (1.0 / total)[:, None]
-    to = (prompt * rows + row)[:, None] * OUT + head * D
+    to = (prompt * rows + row)[:, None] * (HEADS * D) + head * D
     tl.store(out_ptr + to + d0[None, :], (acc0 * share).to(out_ptr.dtype.element_ty), mask=inside & in0)
     if D1 > 0:
         tl.store(out_ptr + to + d1[None, :], (acc1 * share).to(out_ptr.dtype.element_ty), mask=inside & in1)
@@ -144,7 +141,7 @@ def constants(d: int, heads: int, distances: tuple[int, int, int], block: dict[s
     """distances: of two rows of the output, of q, and of k and v."""
     d0, d1 = split(d)
     sizes = {
-        **dict(zip(("OUT", "Q", "KV"), distances, strict=True)),
+        **dict(zip(("Q", "KV"), distances, strict=True)),
         "SCALE": LOG2_E / d**0.5,
         "HEADS": heads,
         "D": d,
@@ -154,8 +151,8 @@ def constants(d: int, heads: int, distances: tuple[int, int, int], block: dict[s
     return {**sizes, "M": block["M"], "N": block["N"]}
 
 
-def check(q: Tensor, k: Tensor, v: Tensor, heads: int, out: Tensor) -> tuple[int, int, int]:
-    """The distances of two rows of `out`, of q, of k and v.
+def check(q: Tensor, k: Tensor, v: Tensor, heads: int) -> tuple[int, int]:
+    """The distances of two rows of q, and of k and v.
 
     Raises: EngineError "kernel-shape", "kernel-dtype", "kernel-layout".
     """
@@ -171,20 +168,18 @@ def check(q: Tensor, k: Tensor, v: Tensor, heads: int, out: Tensor) -> tuple[int
     check_tensor("q", q, q.shape, HALF)
     for name, x in (("k", k), ("v", v)):
         check_tensor(name, x, (*k.shape[:2], width), (q.dtype,))
-    check_tensor("out", out, q.shape, (q.dtype,))
-    return check_rows("out", out), check_rows("q", q), check_alike({"k": k, "v": v})
+    return check_rows("q", q), check_alike({"k": k, "v": v})
 
 
-def launch(q: Tensor, k: Tensor, v: Tensor, heads: int, out: Tensor | None = None) -> Tensor:
-    """Run the Triton kernel. q: [P*F, n, C]; k, v: [P, m, C], all fp16 or bf16 -> [P*F, n, C].
+def launch(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    """Run the Triton kernel. q: [P*F, n, C]; k, v: [P, m, C], fp16 or bf16 -> [P*F, n, C].
 
-    Rows may be slices of wider ones. out: where to write, likewise; q itself will do. Raises: EngineError "kernel-...".
+    Rows may be slices of wider ones, k's and v's alike. Raises: EngineError "kernel-...".
     """
-    out = q.new_empty(q.shape) if out is None else out
-    distances = check(q, k, v, heads, out)
-    check_same_device({"q": q, "k": k, "v": v, "out": out})
+    distances = check(q, k, v, heads)
+    check_same_device({"q": q, "k": k, "v": v})
     prompts, keys, width = k.shape
-    rows = q.shape[0] // prompts * q.shape[1]
+    rows, out = q.shape[0] // prompts * q.shape[1], q.new_empty(q.shape)
     block = tile(width // heads, capability(q))
     grid = check_grid((triton.cdiv(rows, block["M"]), prompts * heads))
     _attention[grid](
@@ -194,27 +189,21 @@ def launch(q: Tensor, k: Tensor, v: Tensor, heads: int, out: Tensor | None = Non
     return out
 
 
-@torch.library.custom_op("posecrafter::key_frame_attention", mutates_args={"out"}, device_types="cpu")
-def _op(q: Tensor, k: Tensor, v: Tensor, heads: int, out: Tensor) -> None:
-    twin(q, k, v, heads, out)
-
-
-@_op.register_kernel("cuda")
-def _(q: Tensor, k: Tensor, v: Tensor, heads: int, out: Tensor) -> None:
-    with torch.cuda.device_of(q):
-        (twin if capability(q) in STOCK_IS_FASTER else launch)(q, k, v, heads, out)
-
-
-@_op.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, heads: int, out: Tensor) -> None:
-    torch._check(out.shape == q.shape)
-
-
-def key_frame_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, out: Tensor | None = None) -> Tensor:
+@torch.library.custom_op("posecrafter::key_frame_attention", mutates_args=(), device_types="cpu")
+def key_frame_attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     """softmax(q k^T / sqrt(d)) v by heads, with one key frame a prompt. Shapes as in `launch`; any float on a CPU."""
-    out = q.new_empty(q.shape) if out is None else out
-    _op(q, k, v, heads, out)
-    return out
+    return twin(q, k, v, heads)
+
+
+@key_frame_attention.register_kernel("cuda")
+def _(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    with torch.cuda.device_of(q):
+        return (twin if capability(q) in STOCK_IS_FASTER else launch)(q, k, v, heads)
+
+
+@key_frame_attention.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    return q.new_empty(q.shape)
 
 
 def inputs(sizes: Sizes, dtype: torch.dtype, generator: torch.Generator) -> Inputs:
@@ -256,7 +245,7 @@ def build(d: int, heads: int, dtype: str, target: int) -> Build:
     block, half = tile(d, target), f"*{dtype}"
     types = {**dict.fromkeys(("q_ptr", "k_ptr", "v_ptr"), half), "rows": "i32", "m": "i32", "out_ptr": half}
     return Build(
-        f"key_frame_attention_d{d}_{dtype}", _attention, types, constants(d, heads, (heads * d,) * 3, block),
+        f"key_frame_attention_d{d}_{dtype}", _attention, types, constants(d, heads, (heads * d,) * 2, block),
         ("ceil(rows / M)", "prompts * HEADS"), block["warps"], block["stages"],
     )  # fmt: skip
 

@@ -184,8 +184,8 @@ def launch(
     """Run the Triton kernel. q, k, v: [P*F, n, C], fp16 or bf16, F <= 32, C <= 256; weight: [C, C]; bias: [C];
     residual: [P*F, n, C], contiguous -> [P*F, n, C].
 
-    Rows may be slices of wider ones, q's, k's and v's alike. out: where to write, likewise.
-    Raises: EngineError "kernel-...".
+    Rows may be slices of wider ones, q's, k's and v's alike. out: where to write, likewise; the residual will
+    do. Raises: EngineError "kernel-...".
     """
     out = q.new_empty(q.shape) if out is None else out
     distances = check(q, k, v, heads, frames, weight, bias, residual, out)

@@ -38,7 +38,7 @@ def inputs_of(name: str) -> dict[str, Any]:
 def with_output(name: str) -> dict[str, Any]:
     """`inputs_of`, and where to write for those that can be told."""
     inputs = inputs_of(name)
-    return {**inputs, "out": torch.empty_like(inputs["q"])} if "q" in inputs else inputs
+    return {**inputs, "out": torch.empty_like(inputs["q"])} if name.startswith("temporal") else inputs
 
 
 def reordered(x: torch.Tensor) -> torch.Tensor:
@@ -93,7 +93,7 @@ def test_another_dtype_is_refused_with_those_that_are_allowed(name: str) -> None
         ("key_frame_attention", {"heads": 3}),
         ("key_frame_attention", {"k": torch.zeros(3, 9, 80, dtype=torch.float16)}),
         ("key_frame_attention", {"v": torch.zeros(2, 8, 80, dtype=torch.float16)}),
-        ("key_frame_attention", {"out": torch.zeros(4, 9, 40, dtype=torch.float16)}),
+        ("temporal_attention", {"out": torch.zeros(4, 9, 40, dtype=torch.float16)}),
         ("temporal_attention", {"frames": 3}),
         ("temporal_attention", {"frames": 129}),
         ("temporal_attention", {"heads": 20}),
@@ -121,27 +121,29 @@ def test_shapes_that_do_not_fit_together_are_refused(name: str, change: dict[str
     assert refused(name, {**inputs_of(name), **change}).code == "kernel-shape"
 
 
-def test_an_attention_writes_into_a_slice_of_wider_rows_and_nothing_beside_it() -> None:
-    for name in ("key_frame_attention", "temporal_attention"):
-        inputs = inputs_of(name)
-        both = torch.full((4, 9, 160), 7.0, dtype=torch.float16)
-        KERNELS[name].launch(**inputs, out=both[..., 80:])
-        torch.testing.assert_close(both[..., 80:], KERNELS[name].launch(**inputs), rtol=0, atol=0)
-        assert (both[..., :80] == 7).all()
+def test_temporal_attention_writes_into_a_slice_of_wider_rows_and_nothing_beside_it() -> None:
+    inputs = inputs_of("temporal_attention")
+    both = torch.full((4, 9, 160), 7.0, dtype=torch.float16)
+    KERNELS["temporal_attention"].launch(**inputs, out=both[..., 80:])
+    torch.testing.assert_close(both[..., 80:], KERNELS["temporal_attention"].launch(**inputs), rtol=0, atol=0)
+    assert (both[..., :80] == 7).all()
 
 
-def test_an_attention_reads_slices_of_wider_rows_and_may_write_where_its_queries_were() -> None:
-    for name in ("key_frame_attention", "temporal_attention"):
+@pytest.mark.parametrize("name", ["key_frame_attention", "temporal_attention", "temporal_projection"])
+def test_an_attention_reads_slices_of_wider_rows(name: str) -> None:
+    inputs = inputs_of(name)
+    wide = {key: torch.cat([inputs[key], torch.full_like(inputs[key], 7.0)], 2) for key in "qkv"}
+    sliced = {key: x[..., :80] for key, x in wide.items()}
+    expected = KERNELS[name].launch(**inputs)
+    torch.testing.assert_close(KERNELS[name].launch(**{**inputs, **sliced}), expected, rtol=0, atol=0)
+
+
+def test_temporal_attention_may_write_where_its_queries_were_and_its_projection_onto_the_residual() -> None:
+    for name, key in (("temporal_attention", "q"), ("temporal_projection", "residual")):
         inputs = inputs_of(name)
         expected = KERNELS[name].launch(**inputs)
-        rows = torch.cat(
-            [inputs[key] if inputs[key].shape[0] == 4 else inputs[key].repeat(2, 1, 1) for key in "qkv"], 2
-        )
-        sliced = {key: x[: len(inputs[key])] for key, x in zip("qkv", rows.chunk(3, -1), strict=True)}
-        kept = rows.clone()
-        KERNELS[name].launch(**{**inputs, **sliced}, out=sliced["q"])
-        torch.testing.assert_close(rows[..., :80], expected, rtol=0, atol=0)
-        torch.testing.assert_close(rows[..., 80:], kept[..., 80:], rtol=0, atol=0)
+        KERNELS[name].launch(**inputs, out=inputs[key])
+        torch.testing.assert_close(inputs[key], expected, rtol=0, atol=0)
 
 
 def test_keys_and_values_that_lie_differently_are_refused() -> None:
