@@ -72,11 +72,14 @@ class _Launches(TorchDispatchMode):
 
 
 def launch(what: Launch, device: torch.device) -> None:
-    """Run the operator on zeros of these shapes and strides."""
+    """Run the operator on zeros of these shapes and strides; images are channels-last, which they are wherever
+    convolutions have memory to keep that order."""
     name, told = what
     given = [
         torch.empty_strided(*x[:2], dtype=x[2], device=device).zero_() if isinstance(x, tuple) else x for x in told
     ]
+    last = torch.channels_last
+    given = [x.contiguous(memory_format=last) if isinstance(x, Tensor) and x.ndim == 4 else x for x in given]
     getattr(torch.ops.posecrafter, name)(*given)
 
 

@@ -54,15 +54,17 @@ def wall(call: Callable[[], object], device: torch.device) -> float:
 
 
 def ceilings(device: torch.device, dry: bool) -> dict[str, float]:
-    """What this device does at best: bytes a second of a copy, read and written, and fp16 products a second."""
+    """What this device does at best: bytes a second of one pass, read and written, and fp16 products a second."""
     numbers, side = (2**20, 256) if dry else (2**29, 8192)
     source = torch.empty(numbers, dtype=torch.float16, device=device)
     target = torch.empty_like(source)
-    copy = measure(lambda: target.copy_(source), device, 10)
+    # As a node of a graph a copy is the driver's own, which kernels have passed by a third: the better of the two counts.
+    passes = (lambda: target.copy_(source), lambda: torch.neg(source, out=target))
+    copy = min(measure(call, device, 10).p50 for call in passes)
     a, b = (torch.randn(side, side, device=device).half() for _ in range(2))
     product = measure(lambda: a @ b, device, 10)
     return {
-        "bytes_per_second": 4 * numbers / (copy.p50 / 1e3),
+        "bytes_per_second": 4 * numbers / (copy / 1e3),
         "flops_per_second": 2 * side**3 / (product.p50 / 1e3),
     }
 

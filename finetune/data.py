@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,7 +16,9 @@ from posecrafter.finetune.base import Base
 from posecrafter.framing import Framing
 from posecrafter.pose import PoseTrack, draw_poses
 from posecrafter.progress import Cancel, Progress, silent
-from posecrafter.video import Video
+
+if TYPE_CHECKING:  # tuning itself opens no video, so it runs where the video library is not
+    from posecrafter.video import Video
 
 _CHUNK = 8
 _GOLDEN = (5**0.5 - 1) / 2

@@ -7,7 +7,7 @@ import math
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import diffusers
 import numpy as np
@@ -44,7 +44,9 @@ from posecrafter.finetune.run_folder import RunFolder
 from posecrafter.finetune.trainable import choose_trained
 from posecrafter.pose import PoseTrack
 from posecrafter.progress import Cancel, Progress, silent
-from posecrafter.video import Video
+
+if TYPE_CHECKING:  # tuning itself opens no video, so it runs where the video library is not
+    from posecrafter.video import Video
 
 _SMOOTHED = 50
 """Steps over which the shown and the final loss are averaged: at random timesteps a single one says little."""
