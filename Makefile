@@ -31,7 +31,9 @@ check: $(INSTALLED)
 	cd $(TYPED) && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p posecrafter
 
 # RECORDS=--dry proves the script on a CPU. Where there is no .venv but a Python that has torch and triton, as on a GPU
-# machine without a network, that one runs the checkout as it lies and nothing is installed.
+# machine without a network, that one runs the checkout as it lies and nothing is installed. Memory that grows in place
+# has no holes between a captured step's tensors; every variant has it.
+gpu-records: export PYTORCH_CUDA_ALLOC_CONF ?= expandable_segments:True
 gpu-records:
 	@if test ! -e $(INSTALLED) && $(PYTHON) -c 'import torch, triton' 2>/dev/null; \
 	then $(PYTHON) bench/from_checkout.py posecrafter.bench.gpu_records $(RECORDS); \

@@ -258,7 +258,7 @@ def _clear(device: torch.device) -> None:
 
 class _fresh:
     """Memory counted from here on. `peak` says how much was reserved at most and how much of that tensors held at most;
-    0 on a CPU. All variants have expandable segments (gpu_records)."""
+    0 on a CPU."""
 
     def __init__(self, device: torch.device) -> None:
         self._device, self._cuda = device, device.type == "cuda"

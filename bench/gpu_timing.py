@@ -58,7 +58,7 @@ def ceilings(device: torch.device, dry: bool) -> dict[str, float]:
     numbers, side = (2**20, 256) if dry else (2**29, 8192)
     source = torch.empty(numbers, dtype=torch.float16, device=device)
     target = torch.empty_like(source)
-    # As a node of a graph a copy is the driver's own, which kernels have passed by a third: the better of the two counts.
+    # As a graph's node a copy is the driver's own, which kernels have passed by a third: the better of two counts.
     passes = (lambda: target.copy_(source), lambda: torch.neg(source, out=target))
     copy = min(measure(call, device, 10).p50 for call in passes)
     a, b = (torch.randn(side, side, device=device).half() for _ in range(2))

@@ -404,5 +404,5 @@ def _add(skip: tuple[Tensor, Fold], residual: tuple[Tensor, Fold], scale: Tensor
 
 
 def _scaled_sum(a: Tensor, b: Tensor, scale: Tensor | float) -> Tensor:
-    """a + scale b."""
-    return torch.addcmul(a, b, scale) if isinstance(scale, Tensor) else torch.add(a, b, alpha=scale)
+    """a + scale b. On a GPU in one pass; exported, that operator would become two products and a sum."""
+    return torch.addcmul(a, b, scale) if isinstance(scale, Tensor) and a.is_cuda else a + b * scale

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -166,8 +165,6 @@ def _open(
     if kernels not in (None, "on", "off"):
         raise RequestError("kernels", f"--kernels is {kernels!r}; give on or off")
     if engine == "torch":
-        # Read when torch is imported. Memory that grows in place has no holes: a fifth less of a GPU's is reserved.
-        os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
         from posecrafter.export.reference import TorchOptions, open_reference
 
         placed = (device or "cpu").startswith("cuda") if kernels is None else kernels == "on"

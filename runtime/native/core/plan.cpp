@@ -11,7 +11,7 @@ namespace {
 
 // Python's estimate (runtime/plan.py says where it comes from): beside the weights so many fp32 tensors of the first
 // level's size for every frame, so many for every frame and prompt, and some bytes of the engine's own.
-constexpr std::uint64_t live_frame = 28, live_prompt = 46, engine_bytes = 38U << 20;
+constexpr std::uint64_t live_frame = 39, live_prompt = 14, engine_bytes = 72U << 20;
 constexpr double far = 0.08;
 
 std::uint64_t memory_of_pass(const Bundle& bundle, int frames, std::size_t prompts) {
