@@ -115,7 +115,7 @@ def random_denoiser() -> VideoDenoiser:
 
 def _export(folder: Path) -> None:
     graph = _graph(random_denoiser())
-    graph = replace(graph, module=exported_copy(graph.module, ExportOptions()))
+    graph = replace(graph, module=exported_copy(graph.module, ExportOptions(), doubles=True))
     ranges = {"frames": Range(1, 129), "prompts": Range(1, 8), "h": Range(9, 128), "w": Range(9, 128)}
     save_graph(translate(graph, trace(graph, ranges)), folder, "denoiser", cpu_copy=True)
 

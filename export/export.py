@@ -16,7 +16,7 @@ from transformers import CLIPTokenizer
 
 from posecrafter.errors import ExportError
 from posecrafter.export.describe import describe
-from posecrafter.export.graphs import Graph, make_graphs, make_ranges
+from posecrafter.export.graphs import Graph, doubles_exactly, make_graphs, make_ranges
 from posecrafter.export.nodes import place_nodes
 from posecrafter.export.options import ExportOptions
 from posecrafter.export.parity import Sample, check_parity
@@ -64,7 +64,8 @@ def export_bundle(
         _write_person(folder / "person", tuned, text)
         (folder / "graphs").mkdir()
         write_tokenizer(folder / "graphs" / "tokenizer.json", model.tokenizer, ["", tuned.record["prompt"]])
-        copies = {name: exported_copy(graph.module, options) for name, graph in reference.items()}
+        doubles = doubles_exactly(make_ranges(model, options))
+        copies = {name: exported_copy(graph.module, options, doubles) for name, graph in reference.items()}
         names = _personal(tuned, reference, copies) if options.shared else {}
         _write_graphs(folder / "graphs", reference, copies, names, model, options, progress, cancel)
         manifest = describe(tuned, model, options)
@@ -75,8 +76,8 @@ def export_bundle(
             write_base(folder, plain, names, options.precision)
             engines = [bound(folder, folder / "person" / WEIGHTS, manifest, portable) for portable in (False, True)]
         sample = make_sample(tuned, model, text, manifest)
-        smallest = manifest.height.min // model.factor
-        parity = check_parity(folder, reference, sample, options.precision, smallest, progress, cancel, engines)
+        sides = manifest.height.divided(model.factor)
+        parity = check_parity(folder, reference, sample, options.precision, sides, progress, cancel, engines)
         replace(manifest, parity=parity, files=Manifest.entries(folder)).write(folder)
     return out
 
@@ -153,10 +154,10 @@ def _write_graphs(
     progress("export", total, total)
 
 
-def exported_copy(module: nn.Module, options: ExportOptions) -> nn.Module:
+def exported_copy(module: nn.Module, options: ExportOptions, doubles: bool = False) -> nn.Module:
     """The module as it is traced: temporal matrices folded, nodes placed, in the wanted precision.
 
-    In fp32 it shares its weights with `module`, but for those that folding changes.
+    doubles: see `place_nodes`. In fp32 it shares its weights with `module`, but for those that folding changes.
     """
     kept = [] if options.precision == "fp16" else list(module.named_parameters()) + list(module.named_buffers())
     shared = {id(tensor): tensor for name, tensor in kept if ".attn_temp.to_out." not in name}
@@ -166,7 +167,7 @@ def exported_copy(module: nn.Module, options: ExportOptions) -> nn.Module:
             part.fold_temporal()
     if options.precision == "fp16":
         made.half()
-    place_nodes(made)
+    place_nodes(made, doubles)
     return made
 
 

@@ -174,11 +174,19 @@ def make_ranges(base: Base, options: ExportOptions) -> dict[str, Range]:
     """Both ends of every dynamic dimension. The longest side is `options.max_side`, or the base's default where that is
     longer: a run's base has the run's.
 
-    The lowest level must keep more than one cell a side: a size of 1 means broadcasting to torch.export.
+    The lowest level must keep more than one cell a side: a size of 1 means broadcasting to torch.export. Where the
+    base's size halves without rest at every level, the graph takes such sizes alone: it then doubles in one operator.
     """
-    cells = 2 ** (len(base.denoiser.unet.size.widths) - 1) + 1
-    longest = max(options.max_side, base.defaults.width, base.defaults.height)
-    side = Range(cells, longest // base.factor)
-    pixels = Range(side.min * base.factor, side.max * base.factor, base.factor)
+    halved = 2 ** (len(base.denoiser.unet.size.widths) - 1)
+    cells = [side // base.factor for side in (base.defaults.width, base.defaults.height)]
+    multiple = 1 if any(count % halved for count in cells) else halved
+    longest = max(options.max_side // base.factor, *cells) // multiple * multiple
+    side = Range(2 * halved if multiple > 1 else halved + 1, longest, multiple)
+    pixels = Range(side.min * base.factor, side.max * base.factor, base.factor * multiple)
     frames, prompts = Range(1, options.max_frames), Range(1, options.max_prompts)
     return {"frames": frames, "prompts": prompts, "h": side, "w": side, "height": pixels, "width": pixels}
+
+
+def doubles_exactly(ranges: Mapping[str, Range]) -> bool:
+    """Whether every size in these ranges halves without rest at every level."""
+    return ranges["h"].multiple > 1

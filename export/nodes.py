@@ -14,7 +14,7 @@ from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
 from posecrafter.export import onnx_layers
-from posecrafter.finetune.layers import Attend, Fold, GatedGelu, PooledGroupNorm, ResBlock, Transformer
+from posecrafter.finetune.layers import Attend, Fold, GatedGelu, PooledGroupNorm, ResBlock, Transformer, Upsample
 
 
 def _never(node: str) -> NotImplementedError:
@@ -46,6 +46,11 @@ def transformer_node(
     raise _never("transformer")
 
 
+@torch.library.custom_op("posecrafter::doubling", mutates_args=())
+def doubling_node(x: Tensor, weight: Tensor, bias: Tensor, high: int, wide: int) -> Tensor:
+    raise _never("doubling")
+
+
 @pooled_norm_node.register_fake
 def _(x, *_):
     return torch.empty_like(x)
@@ -65,6 +70,11 @@ def _(x, time, weights, names, *_):
 @transformer_node.register_fake
 def _(x, text, weights, names, groups, heads, depth, prompts, frames, split):
     return x.new_empty(prompts * frames, *x.shape[1:])
+
+
+@doubling_node.register_fake
+def _(x, weight, bias, high, wide):
+    return x.new_empty(x.shape[0], weight.shape[1], high, wide)
 
 
 def _parameters(layer: nn.Module) -> tuple[list[Tensor], str]:
@@ -124,18 +134,38 @@ class SplitGate(nn.Module):
         return self.value(x) * F.gelu(self.gate(x))
 
 
-class Upsample(nn.Module):
-    """diffusers' Upsample2D without its special case from 64 images on, which would narrow a graph's range."""
+class Doubling(nn.Module):
+    """Doubling by nearest neighbours and the 3x3 convolution behind it, as one transposed convolution.
 
-    def __init__(self, upsample: Upsample2D) -> None:
+    Of the nine cells that a convolution sees after doubling, several are one cell before it: four products do, with
+    sums of weights. Of the parameters only the weight's shape is another.
+    """
+
+    def __init__(self, upsample: Upsample | Upsample2D) -> None:
         super().__init__()
-        self.conv = upsample.conv
+        conv = upsample.conv
+        self.conv = nn.ConvTranspose2d(conv.in_channels, conv.out_channels, 4, 2, 1, device="meta")
+        self.conv.weight, self.conv.bias = nn.Parameter(doubled(conv.weight), False), conv.bias
 
-    def forward(self, x: Tensor, size: None = None) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+    def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        """x: [B, C, h, w] -> [B, C', 2 h, 2 w]. size: that size, whose relation to x's a tracer may not know."""
+        if size is None or not torch.compiler.is_exporting():
+            return self.conv(x)
+        return doubling_node(x, self.conv.weight, self.conv.bias, *size)
 
 
-_EXCHANGED = {GatedGelu: SplitGate, Upsample2D: Upsample}
+@torch.no_grad()
+def doubled(weight: Tensor) -> Tensor:
+    """[O, I, 3, 3] of a convolution behind doubling -> [I, O, 4, 4] of a transposed one with stride 2 and padding 1."""
+    outputs, inputs = weight.shape[:2]
+    turned, sums = weight.float().flip(2, 3).transpose(0, 1), weight.new_zeros(inputs, outputs, 4, 4, dtype=torch.float)
+    for down in (0, 1):
+        for right in (0, 1):
+            sums[:, :, down : down + 3, right : right + 3] += turned
+    return sums.to(weight.dtype)
+
+
+_EXCHANGED = {GatedGelu: SplitGate, Upsample2D: Doubling}
 _NODES = {
     PooledGroupNorm: PooledNormNode,
     Attend: AttendNode,
@@ -145,12 +175,17 @@ _NODES = {
 }
 
 
-def place_nodes(module: nn.Module) -> None:
-    """Turn every layer that has a node into it, in place. Names and weights stay what they were, but SplitGate's."""
+def place_nodes(module: nn.Module, doubles: bool = False) -> None:
+    """Turn every layer that has a node into it, in place. Names and weights stay what they were, but SplitGate's and
+    Doubling's.
+
+    doubles: the UNet's levels double exactly, on the sizes that the graph will be given.
+    """
+    exchanged = _EXCHANGED | ({Upsample: Doubling} if doubles else {})
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
-            if type(child) in _EXCHANGED:
-                setattr(parent, name, _EXCHANGED[type(child)](child))
+            if type(child) in exchanged:
+                setattr(parent, name, exchanged[type(child)](child))
     for layer in module.modules():
         layer.__class__ = _NODES.get(type(layer), type(layer))
 
@@ -181,11 +216,16 @@ def _onnx_attend(q, k, v, heads: int):
     return onnx_layers.attend(q, k, v, heads)
 
 
+def _onnx_doubling(x, weight, bias, high, wide):
+    return onnx_layers.doubling(x, weight, bias)
+
+
 ONNX_OF_NODES = {
     torch.ops.posecrafter.pooled_norm.default: _onnx_pooled_norm,
     torch.ops.posecrafter.attend.default: _onnx_attend,
     torch.ops.posecrafter.res_block.default: _onnx_res_block,
     torch.ops.posecrafter.transformer.default: _onnx_transformer,
+    torch.ops.posecrafter.doubling.default: _onnx_doubling,
 }
 """How torch.onnx translates each node: its custom_translation_table."""
 

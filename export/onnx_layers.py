@@ -128,6 +128,11 @@ def conv(x, weights: Weights, name: str, pad: int):
     return op.Conv(x, *_pair(weights, name), pads=[pad] * 4)
 
 
+def doubling(x: ir.Value, weight: ir.Value, bias: ir.Value):
+    """[B, C, h, w] -> [B, C', 2 h, 2 w]. weight: [C, C', 4, 4]."""
+    return op.ConvTranspose(x, weight, bias, strides=[2, 2], pads=[1] * 4)
+
+
 def ints(*values: int) -> ir.Value:
     return op.Constant(value_ints=list(values))
 

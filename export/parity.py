@@ -20,6 +20,7 @@ from posecrafter.export.options import Precision
 from posecrafter.export.plugins import PLUGINS
 from posecrafter.export.tolerances import BF16, TOLERANCES
 from posecrafter.framing import Framing
+from posecrafter.manifest import Range
 from posecrafter.pose import PoseTrack, draw_poses
 from posecrafter.progress import Cancel, Progress, silent
 from posecrafter.runtime.engines.base import Engine
@@ -66,16 +67,16 @@ def check_parity(
     reference: Mapping[str, Graph],
     sample: Sample,
     precision: Precision,
-    smallest: int,
+    sides: Range,
     progress: Progress = silent,
     cancel: Cancel | None = None,
     engines: Sequence[Engine] = (),
 ) -> dict[str, Any]:
     """Compare a bundle folder's graphs with fp32 PyTorch; the manifest's `parity`: relative l2 distances and bounds.
 
-    smallest: latent cells a side. engines: on the graphs for this machine and on the portable ones, where the graphs
-    need more than the folder holds. Raises: ExportError "parity" naming the graph, both numbers and the cure, and
-    "cancelled".
+    sides: how many latent cells one may have. engines: on the graphs for this machine and on the portable ones, where
+    the graphs need more than the folder holds. Raises: ExportError "parity" naming the graph, both numbers and the
+    cure, and "cancelled".
     """
     ours, portable = engines or (OnnxRuntimeEngine(folder), OnnxRuntimeEngine(folder, portable=True))
     theirs = TorchEngine({name: graph.parts for name, graph in reference.items()})
@@ -83,11 +84,11 @@ def check_parity(
     figures: dict[str, Any] = {"engine": f"onnxruntime {version('onnxruntime')} on {ours.device}"}
     checks: dict[str, Callable[[], float]] = {}
     for name in reference:
-        checks[name] = partial(graph_distance, name, ours, theirs, sample, smallest)
+        checks[name] = partial(graph_distance, name, ours, theirs, sample, sides)
         if (folder / "graphs" / f"{name}.cpu.onnx").is_file():
-            checks[f"{name}, portable"] = partial(graph_distance, name, portable, theirs, sample, smallest)
+            checks[f"{name}, portable"] = partial(graph_distance, name, portable, theirs, sample, sides)
         if (folder / "graphs" / f"{name}.{PLUGINS}.onnx").is_file():
-            checks[f"{name}, plugins"] = partial(graph_distance, name, ours, theirs, sample, smallest, f".{PLUGINS}")
+            checks[f"{name}, plugins"] = partial(graph_distance, name, ours, theirs, sample, sides, f".{PLUGINS}")
     checks["latents"] = partial(latent_distance, ours, theirs, sample)
     try:
         for done, (name, distance) in enumerate(checks.items(), start=1):
@@ -118,11 +119,12 @@ def _checked(name: str, distance: Callable[[], float], limit: float, precision: 
     return float(f"{figure:.3g}")
 
 
-def graph_distance(name: str, ours: Engine, theirs: Engine, sample: Sample, smallest: int, variant: str = "") -> float:
-    """The largest relative distance over three sizes and all outputs. variant: of our graph, as its file is named."""
-    high, wide = (min(cells, LARGEST) for cells in sample.latents.shape[2:])
-    odd = smallest | 1
-    cases = [(1, 1, high, wide), (3, 2, odd, odd + 3), (5, 3, high, wide)]
+def graph_distance(name: str, ours: Engine, theirs: Engine, sample: Sample, sides: Range, variant: str = "") -> float:
+    """The largest relative distance over three sizes, odd ones where they are allowed, and all outputs. variant: of our
+    graph, as its file is named."""
+    high, wide = (min(cells, LARGEST // sides.multiple * sides.multiple) for cells in sample.latents.shape[2:])
+    small = sides.min | 1 if sides.multiple == 1 else sides.min
+    cases = [(1, 1, high, wide), (3, 2, small, small + max(sides.multiple, 3)), (5, 3, high, wide)]
     distances = []
     for frames, prompts, h, w in cases:
         inputs = _inputs(name, theirs, sample, frames, prompts, h, w)

@@ -155,7 +155,8 @@ def export_person(
         )
     options = ExportOptions(precision=manifest.precision, shared=True)  # type: ignore[arg-type]
     reference, text = make_graphs(model), model.encode_text(["", tuned.record["prompt"]])
-    modules = {graph: exported_copy(reference[graph].module, options) for graph in manifest.shared}
+    doubles = manifest.height.multiple > model.factor
+    modules = {graph: exported_copy(reference[graph].module, options, doubles) for graph in manifest.shared}
     person = load_person(tuned.folder / "person.safetensors")
     for graph, module in modules.items():
         extra = personal_names(reference[graph], module, person.tensors).keys() - manifest.shared[graph].keys()
@@ -173,8 +174,8 @@ def export_person(
         record = tuned.record
         engines = [bound(bundle, folder / WEIGHTS, manifest, portable, low_rank) for portable in (False, True)]
         sample = make_sample(tuned, model, text, replace(manifest, fps=record["fps"]))
-        smallest = manifest.height.min // model.factor
-        parity = check_parity(bundle, reference, sample, options.precision, smallest, progress, cancel, engines)
+        sides = manifest.height.divided(model.factor)
+        parity = check_parity(bundle, reference, sample, options.precision, sides, progress, cancel, engines)
         Pack(
             base_sha256=model.sha256,
             training_frames=len(tuned.latents),

@@ -37,6 +37,10 @@ class Range:
     def __contains__(self, value: int) -> bool:
         return self.min <= value <= self.max and value % self.multiple == 0
 
+    def divided(self, by: int) -> Range:
+        """The same in units of `by`, which divides all three: pixels as latent cells."""
+        return Range(self.min // by, self.max // by, self.multiple // by)
+
 
 @dataclass(frozen=True)
 class Latents:

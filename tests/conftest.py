@@ -58,6 +58,15 @@ def tiny_bundle(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 @pytest.fixture(scope="session")
+def odd_bundle(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny run's person at 72x72, exported: 9 latent cells, which no level halves without rest."""
+    from posecrafter.export.export import export_bundle
+
+    folder = tmp_path_factory.mktemp("odd")
+    return export_bundle(write_tiny_run(folder / "run", tiny_base, size=72), folder / "bundle")
+
+
+@pytest.fixture(scope="session")
 def smallest_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base of one level only: the smallest that has every layer but those between levels."""
     levels: dict[str, Any] = {"block_out_channels": (32,), "down_block_types": ("CrossAttnDownBlock2D",)}

@@ -49,7 +49,7 @@ def test_both_copies_share_one_file_of_weights(tiny_bundle: Path) -> None:
 def test_both_copies_compute_the_same(
     tiny_bundle: Path, graphs: dict[str, Graph], run_onnx: Any, tolerance: dict[str, float]
 ) -> None:
-    inputs = graphs["denoiser"].example({"frames": 3, "prompts": 2, "h": 9, "w": 16})
+    inputs = graphs["denoiser"].example({"frames": 3, "prompts": 2, "h": 8, "w": 16})
     first, second = (run_onnx(tiny_bundle / "graphs" / f"denoiser{suffix}.onnx", inputs) for suffix in ("", ".cpu"))
     for ours, theirs in zip(first, second, strict=True):
         assert relative_l2(ours, theirs) < tolerance["rewrite"] * 2

@@ -1,31 +1,39 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from diffusers import AutoencoderKL
 
 from posecrafter.export.export import exported_copy
 from posecrafter.export.graphs import Graph, Step, VaeDecoder, make_ranges
+from posecrafter.export.nodes import Doubling
 from posecrafter.export.options import ExportOptions
 from posecrafter.export.parity import relative_l2
 from posecrafter.finetune.base import Base
+from posecrafter.finetune.layers import Upsample
 
-SIZES = [(1, 1, 9, 9), (1, 2, 8, 9), (3, 3, 9, 16), (17, 2, 16, 9), (33, 2, 8, 8), (33, 1, 5, 7)]
-"""Frames, prompts, latent height and width."""
+HALVED = [(1, 1, 8, 8), (1, 2, 12, 8), (3, 3, 8, 16), (33, 2, 8, 8)]
+ODD = [(1, 1, 9, 9), (1, 2, 8, 9), (3, 3, 9, 16), (17, 2, 16, 9), (33, 2, 8, 8), (33, 1, 5, 7)]
+"""Frames, prompts, latent height and width: that halve at every level, and any."""
 
 
 @pytest.mark.parametrize("variant", ["denoiser.onnx", "denoiser.cpu.onnx"])
-@pytest.mark.parametrize(("frames", "prompts", "h", "w"), SIZES)
+@pytest.mark.parametrize(
+    ("bundle", "frames", "prompts", "h", "w"),
+    [("tiny_bundle", *sizes) for sizes in HALVED] + [("odd_bundle", *sizes) for sizes in ODD],
+)
 def test_one_denoiser_graph_equals_pytorch_at_every_size(
-    frames: int, prompts: int, h: int, w: int, variant: str, tiny_bundle: Path, graphs: dict[str, Graph],
-    run_onnx: Any, run_torch: Any, tolerance: dict[str, float],
+    bundle: str, frames: int, prompts: int, h: int, w: int, variant: str, graphs: dict[str, Graph],
+    request: pytest.FixtureRequest, run_onnx: Any, run_torch: Any, tolerance: dict[str, float],
 ) -> None:  # fmt: skip
     inputs = graphs["denoiser"].example({"frames": frames, "prompts": prompts, "h": h, "w": w}, seed=frames)
-    found = run_onnx(tiny_bundle / "graphs" / variant, inputs)
+    found = run_onnx(request.getfixturevalue(bundle) / "graphs" / variant, inputs)
     expected = run_torch(graphs["denoiser"].module, inputs)
     for ours, theirs in zip(found, expected, strict=True):
         assert ours.dtype == np.float32
@@ -121,11 +129,35 @@ def test_the_half_copy_has_float32_borders_and_stays_close(
         assert relative_l2(ours, theirs) < tolerance["half"]
 
 
-def test_ranges_cover_33_guided_frames_and_start_above_one_cell_at_the_lowest_level(tuned: Base) -> None:
-    ranges = make_ranges(tuned, ExportOptions())
-    assert 1 in ranges["frames"]
-    assert 33 in ranges["frames"]
+@pytest.mark.parametrize(("size", "multiple"), [(64, 4), (72, 1)])
+def test_ranges_cover_33_guided_frames_and_start_above_one_cell_at_the_lowest_level(
+    size: int, multiple: int, tuned: Base
+) -> None:
+    sized = replace(tuned, defaults=replace(tuned.defaults, width=64, height=size))
+    ranges = make_ranges(sized, ExportOptions())
+    assert {1, 33} <= {count for count in range(40) if count in ranges["frames"]}
     assert 2 in ranges["prompts"]
-    assert ranges["h"].min == 5
-    assert 40 in ranges["height"]
-    assert 44 not in ranges["height"]
+    assert [cells for cells in range(20) if cells in ranges["h"]] == (list(range(5, 20)) if size == 72 else [8, 12, 16])
+    assert ranges["h"].multiple == multiple
+    assert ranges["h"] == ranges["w"] == ranges["height"].divided(8)
+    assert {64, size} <= {pixels for pixels in range(100) if pixels in ranges["height"]}
+
+
+@pytest.mark.parametrize(("high", "wide"), [(1, 1), (4, 5), (7, 3)])
+def test_one_transposed_convolution_doubles_and_convolves(high: int, wide: int) -> None:
+    upsample, generator = Upsample(24), torch.Generator().manual_seed(0)
+    x = torch.randn(2, 24, high, wide, generator=generator)
+    with torch.inference_mode():
+        expected = upsample(x, (2 * high, 2 * wide))
+        found = Doubling(upsample)(x)
+    assert relative_l2(found.numpy(), expected.numpy()) < 1e-6
+
+
+def test_levels_that_halve_without_rest_are_doubled_by_one_operator(tiny_bundle: Path, odd_bundle: Path) -> None:
+    for bundle, expected in ((tiny_bundle, (2, 0)), (odd_bundle, (0, 2))):
+        for variant in ("denoiser.onnx", "denoiser.cpu.onnx"):
+            nodes = onnx.load(bundle / "graphs" / variant, load_external_data=False).graph.node
+            kinds = [node.op_type for node in nodes]
+            assert (kinds.count("ConvTranspose"), kinds.count("Resize")) == expected
+        decoder = onnx.load(bundle / "graphs" / "vae_decoder.onnx", load_external_data=False).graph.node
+        assert {"Resize", "Upsample"}.isdisjoint(node.op_type for node in decoder)

@@ -11,6 +11,7 @@ from posecrafter.export import parity
 from posecrafter.export.graphs import Graph
 from posecrafter.export.parity import Sample, check_parity, relative_l2
 from posecrafter.finetune.base import Base
+from posecrafter.manifest import Range
 from posecrafter.runtime import Bundle
 
 
@@ -39,7 +40,7 @@ def test_numbers_that_are_not_finite_fail(
 ) -> None:
     monkeypatch.setattr(parity, "graph_distance", lambda *_: float("nan"))
     with pytest.raises(ExportError) as caught:
-        check_parity(tiny_bundle, graphs, sample, "fp32", smallest=5)
+        check_parity(tiny_bundle, graphs, sample, "fp32", sides=Range(5, 64))
     assert caught.value.code == "parity"
     assert "nan" in caught.value.message
 
@@ -55,7 +56,7 @@ def test_only_a_half_graph_may_go_uncompared_and_the_manifest_says_so(
     monkeypatch.setattr(parity, "latent_distance", unable)
     if precision == "fp32":
         with pytest.raises(EngineError):
-            check_parity(tiny_bundle, graphs, sample, precision, smallest=5)
+            check_parity(tiny_bundle, graphs, sample, precision, sides=Range(5, 64))
     else:
-        figures = check_parity(tiny_bundle, graphs, sample, precision, smallest=5)
+        figures = check_parity(tiny_bundle, graphs, sample, precision, sides=Range(5, 64))
         assert figures["denoiser"] == "not compared: no kernel for this node in half precision"
