@@ -29,8 +29,18 @@ ODD: Mapping[str, tuple[Sizes, ...]] = {
         for frames, tokens, keys, head in ((1, 81, 81, 40), (3, 216, 216, 80), (17, 81, 77, 160), (3, 9, 1, 64))
     ),
     "temporal_attention": tuple(
-        {"prompts": 2, "frames": frames, "tokens": tokens, "heads": 8, "head": head}
-        for frames, tokens, head in ((1, 81, 40), (3, 216, 80), (17, 81, 160), (33, 9, 40), (101, 9, 80), (128, 9, 160))
+        {"prompts": 2, "frames": frames, "tokens": tokens, "heads": 8, "head": head, "joined": joined}
+        for frames, tokens, head, joined in (
+            (1, 81, 40, 0),
+            (3, 216, 80, 0),
+            (17, 81, 160, 0),
+            (33, 9, 40, 0),
+            (101, 9, 80, 0),
+            (128, 9, 160, 0),
+            (17, 81, 40, 1),
+            (33, 9, 40, 1),
+            (101, 9, 160, 1),
+        )
     ),
     "temporal_projection": tuple(
         {"prompts": 2, "frames": frames, "tokens": tokens, "heads": heads, "head": head}

@@ -22,7 +22,6 @@ from posecrafter.kernels.key_frame_attention import key_frame_attention
 from posecrafter.kernels.layer_norm import layer_norm
 from posecrafter.kernels.residual_sum import residual_sum
 from posecrafter.kernels.temporal_attention import temporal_attention
-from posecrafter.kernels.temporal_projection import pays, temporal_projection
 
 ROWS = 65536
 """Tokens that go through a feed-forward at a time, far more than keep a GPU busy. Its hidden layer is four times as
@@ -88,9 +87,8 @@ class FusedTransformerBlock(nn.Module):
     """A TransformerBlock whose attentions copy nothing, and whose products add to the residual where it lies.
 
     What is projected from the same tokens is one product with rows [q_1, q_temp, k_temp, v_temp], and temporal
-    attention writes where its q was; where the network is narrow, it comes with its projection. A product that adds
-    takes no bias: x is `late` short of the plain block's x, the norms add what is missing so far, and whoever takes the
-    result adds it all.
+    attention writes where its q was. A product that adds takes no bias: x is `late` short of the plain block's x, the
+    norms add what is missing so far, and whoever takes the result adds it all.
     """
 
     def __init__(self, block: TransformerBlock, late: Tensor | None = None) -> None:
@@ -103,8 +101,7 @@ class FusedTransformerBlock(nn.Module):
         self.of_frames, self.out = first.to_q, first.to_out[0]
         self.text_q, self.text_out = text.to_q, text.to_out[0]
         self.hidden, self.ff_out = block.ff.net[0].proj, block.ff.net[2]
-        self.nothing = _constant(torch.zeros_like(self.out.bias))
-        late = self.nothing if late is None else late
+        late = torch.zeros_like(self.out.bias) if late is None else late
         self.norm1, late = FusedLayerNorm(block.norm1, late), late + _taken(self.out)
         if across is not None:
             self.of_frames = _stacked(first.to_q, across.to_q, across.to_k, across.to_v)
@@ -116,7 +113,7 @@ class FusedTransformerBlock(nn.Module):
 
     def forward(self, x: Tensor, text: Tensor, fold: Fold) -> Tensor:
         """x: [F or B*F, n, C], overwritten; text: [B, T, D] -> [B*F, n, C], `late` short."""
-        x = fold.spread(self._see_frames(x, fold))
+        x = fold.spread(self._see_frames(x, fold)).contiguous()  # of one frame `spread` makes a view
         seen = key_frame_attention(self.text_q(self.norm2(x)), *self.of_text(text).chunk(2, -1), self.heads)
         _add_product(x, seen, self.text_out.weight)
         rows = x.flatten(0, 1)
@@ -136,9 +133,6 @@ class FusedTransformerBlock(nn.Module):
         _add_product(x, key_frame_attention(q, k, v, self.heads), self.out.weight)
         if not self.temporal:
             return x
-        if pays(x.shape[-1], self.heads, fold.frames):
-            weight, bias = self.temporal_out.weight, self.nothing
-            return temporal_projection(*across, self.heads, fold.frames, weight, bias, x, x)
         seen = temporal_attention(*across, self.heads, fold.frames, across[0])
         return _add_product(x, seen, self.temporal_out.weight)
 
@@ -173,7 +167,7 @@ class FusedTransformer(nn.Module):
         for block in self.transformer_blocks:
             y = block(y, text, inner)
             inner = inner.done()
-        return _images(_add_product(fold.spread(_tokens(x)), y, self.proj_out.weight), x)
+        return _images(_add_product(fold.spread(_tokens(x)).contiguous(), y, self.proj_out.weight), x)
 
 
 class FusedPointwise(nn.Module):

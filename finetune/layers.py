@@ -260,3 +260,24 @@ class Upsample(nn.Module):
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         """To `size`, that of the skip it will meet: twice as large, or one less for an odd size."""
         return self.conv(F.interpolate(x, size=size, mode="nearest"))
+
+
+def join(skips: list[tuple[Tensor, Fold]]) -> Tensor:
+    """On the way up, what comes from below and then the skip beside it, both taken off the stack."""
+    (y, _), (skip, fold) = skips.pop(), skips.pop()
+    return torch.cat([y, fold.spread(skip)], dim=1)
+
+
+def add_residual(
+    skip: tuple[Tensor, Fold], residual: tuple[Tensor, Fold], scale: Tensor | float
+) -> tuple[Tensor, Fold]:
+    """A skip and ControlNet's residual for it, `scale` times, whichever of them the prompts still share."""
+    (a, fold_a), (b, fold_b) = skip, residual
+    if fold_a.split == fold_b.split:
+        return scaled_sum(a, b, scale), fold_a
+    return scaled_sum(fold_a.spread(a), fold_b.spread(b), scale), fold_a.done()
+
+
+def scaled_sum(a: Tensor, b: Tensor, scale: Tensor | float) -> Tensor:
+    """a + scale b. On a GPU in one pass; exported, that operator would become two products and a sum."""
+    return torch.addcmul(a, b, scale) if isinstance(scale, Tensor) and a.is_cuda else a + b * scale

@@ -25,6 +25,9 @@ from posecrafter.finetune.layers import (
     Transformer,
     TransformerBlock,
     Upsample,
+    add_residual,
+    join,
+    scaled_sum,
 )
 
 _UNSUPPORTED = (
@@ -253,15 +256,15 @@ class VideoUNet(VideoNetwork):
         skips, fold = self._down(self.conv_in(x), time, text, start)
         y, fold = self.mid_block(skips[-1][0], time, text, fold)
         if residuals is not None:
-            y = _scaled_sum(y, residuals.pop()[0], scale)
-            skips = [_add(skips.pop(0), residuals.pop(0), scale) for _ in range(len(skips))]
+            y = scaled_sum(y, residuals.pop()[0], scale)
+            skips = [add_residual(skips.pop(0), residuals.pop(0), scale) for _ in range(len(skips))]
         skips.append((y, fold))
         del y  # from here on the stack alone holds what a layer reads, so that it is let go once it is read
         for level in self.up_blocks:
             layer = self._layer(level)
             for index in range(len(level.resnets)):
                 fold = skips[-1][1]
-                skips.append(layer(index, _join(skips), time, text, fold))
+                skips.append(layer(index, join(skips), time, text, fold))
             for up in level.upsamplers:
                 below, fold = skips.pop()
                 skips.append((up(below, skips[-1][0].shape[-2:]), fold))
@@ -388,21 +391,3 @@ def _up_levels(size: NetworkSize) -> list[Level]:
         levels.append(level)
         before = width
     return levels
-
-
-def _join(skips: list[tuple[Tensor, Fold]]) -> Tensor:
-    """On the way up, what comes from below and then the skip beside it, both taken off the stack."""
-    (y, _), (skip, fold) = skips.pop(), skips.pop()
-    return torch.cat([y, fold.spread(skip)], dim=1)
-
-
-def _add(skip: tuple[Tensor, Fold], residual: tuple[Tensor, Fold], scale: Tensor | float) -> tuple[Tensor, Fold]:
-    (a, fold_a), (b, fold_b) = skip, residual
-    if fold_a.split == fold_b.split:
-        return _scaled_sum(a, b, scale), fold_a
-    return _scaled_sum(fold_a.spread(a), fold_b.spread(b), scale), fold_a.done()
-
-
-def _scaled_sum(a: Tensor, b: Tensor, scale: Tensor | float) -> Tensor:
-    """a + scale b. On a GPU in one pass; exported, that operator would become two products and a sum."""
-    return torch.addcmul(a, b, scale) if isinstance(scale, Tensor) and a.is_cuda else a + b * scale

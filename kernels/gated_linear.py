@@ -1,7 +1,7 @@
 """GEGLU's first product: out = (x W_v^T + b_v) * gelu(x W_g^T + b_g), the hidden layer of a feed-forward, written once.
 
 Apart, the product writes 8 C numbers a token, GELU reads and writes 4 C, the multiplication reads 8 C and writes 4 C:
-24 C of the slowest memory for a result of 4 C. Here a program owns the same columns of value and gate, multiplies both
+28 C of the slowest memory for a result of 4 C. Here a program owns the same columns of value and gate, multiplies both
 by one tile of x, and what leaves the registers is the result.
 """
 
@@ -103,7 +103,8 @@ def constants(width: int, hidden: int, block: dict[str, int]) -> dict[str, int]:
 
 def check(x: Tensor, weight: Tensor, bias: Tensor) -> None:
     """Raises: EngineError "kernel-shape", "kernel-dtype", "kernel-layout"."""
-    if x.ndim != 2 or min(x.shape) < 1 or weight.ndim != 2 or weight.shape[0] % 16 or x.shape[1] % 8:
+    matrices = x.ndim == weight.ndim == 2 and min(*x.shape, *weight.shape) > 0
+    if not matrices or weight.shape[0] % 16 or x.shape[1] % 8:
         raise EngineError(
             "kernel-shape",
             f"x is {list(x.shape)}, weight {list(weight.shape)}; expected [R, C] and [2H, C], none empty, C and H "

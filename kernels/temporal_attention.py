@@ -219,9 +219,11 @@ def temporal_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, frames: int,
 
 
 def inputs(sizes: Sizes, dtype: torch.dtype, generator: torch.Generator) -> Inputs:
-    """Standard normal q, k, v. sizes: prompts, frames, tokens, heads, head."""
+    """Standard normal q, k, v. sizes: prompts, frames, tokens, heads, head; joined: 1 for slices of one tensor."""
     shape = (sizes["prompts"] * sizes["frames"], sizes["tokens"], sizes["heads"] * sizes["head"])
     q, k, v = (torch.randn(shape, generator=generator, device=generator.device).to(dtype) for _ in range(3))
+    if sizes.get("joined"):
+        q, k, v = torch.cat([q, k, v, q], 2).split(shape[2], 2)[:3]
     return {"q": q, "k": k, "v": v, "heads": sizes["heads"], "frames": sizes["frames"]}
 
 

@@ -2,7 +2,7 @@
 
 The attention never reaches memory: a program holds all frames and heads of a few positions, and multiplies each head's
 result with that head's columns of W while it is in registers. What this saves is two passes over the tokens; what it
-costs is that every program reads all of W from the L2. `pays` weighs one against the other: it is for narrow networks.
+costs is that every program reads all of W from the L2: more than it saves in all but narrow networks (docs/kernels.md).
 """
 
 from __future__ import annotations
@@ -31,17 +31,6 @@ from posecrafter.kernels.temporal_attention import FEW
 
 MOST_WIDTH = 256
 """Channels up to which it can pay. At 320 and 32 frames, 128 rows of sums with an attention beside them spill."""
-
-
-def pays(width: int, heads: int, frames: int) -> bool:
-    """Whether W, which every program reads, is at most half of the two passes that are saved.
-
-    A program of L positions and F frames saves 4 C bytes for each of its L F rows, and reads 2 C^2. On an H100, W as
-    large as what was saved lost a third against separate launches; half of it broke even (docs/kernels.md).
-    """
-    if width > MOST_WIDTH or frames > FEW:
-        return False
-    return width <= tile(width // heads, width, frames)["L"] * frames
 
 
 def truth(

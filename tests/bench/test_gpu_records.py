@@ -194,7 +194,7 @@ def test_the_launches_of_a_network_are_found_without_running_it() -> None:
     assert len(found) == len(set(found))
     assert {name for name, _ in found} == {
         "gated_linear", "group_norm_silu", "guidance_step", "key_frame_attention", "layer_norm", "residual_sum",
-        "temporal_attention", "temporal_projection",
+        "temporal_attention",
     }  # fmt: skip
     norms = [told for name, told in found if name == "group_norm_silu"]
     assert {told[-1] for told in norms} == {True, False}

@@ -28,7 +28,9 @@ from posecrafter.kernels import KERNELS
 from posecrafter.runtime import Bundle, Request, Session
 
 
-@pytest.mark.parametrize(("frames", "prompts", "high", "wide"), [(1, 1, 8, 8), (3, 2, 5, 9), (17, 3, 5, 5)])
+@pytest.mark.parametrize(
+    ("frames", "prompts", "high", "wide"), [(1, 1, 8, 8), (1, 2, 5, 5), (3, 2, 5, 9), (17, 3, 5, 5)]
+)
 def test_the_fused_denoiser_equals_the_plain_one(
     frames: int, prompts: int, high: int, wide: int, graphs: dict[str, Graph], run_torch: Any
 ) -> None:
@@ -77,7 +79,7 @@ class Live(TorchDispatchMode):
         self.live -= size
 
 
-def test_a_step_of_stable_diffusion_with_kernels_holds_little_more_than_half_of_a_plain_one() -> None:
+def test_a_step_of_stable_diffusion_with_kernels_holds_less_than_half_of_a_plain_one() -> None:
     """Activations of 17 frames at 512x512, two prompts, counted on tensors without memory."""
 
     def peak(place: Callable[[Step], nn.Module]) -> int:
@@ -88,7 +90,7 @@ def test_a_step_of_stable_diffusion_with_kernels_holds_little_more_than_half_of_
             step(*inputs)
         return live.peak
 
-    assert peak(fused.place_kernels) < 0.6 * peak(lambda step: step)
+    assert peak(fused.place_kernels) < 0.5 * peak(lambda step: step)
 
 
 def test_images_stay_channels_last_from_layer_to_layer(graphs: dict[str, Graph], run_torch: Any) -> None:
@@ -156,7 +158,7 @@ def test_the_network_hands_the_kernels_what_they_accept(
     calls = watched(monkeypatch, checked)
     placed = fused.place_kernels(copy.deepcopy(graph.module)).half()
     run_torch(placed, graph.example({"frames": 4, "prompts": 2, "h": 5, "w": 9}))
-    assert [name for name, count in calls.items() if count == 0] == ["warp_latents"]
+    assert [name for name, count in calls.items() if count == 0] == ["temporal_projection", "warp_latents"]
 
 
 @pytest.mark.slow

@@ -66,6 +66,7 @@ CASES = [
     ("gated_linear", (17, 320, 72), BRAIN),
     ("gated_linear", (129, 64, 136), HALF),
     ("gated_linear", (1, 8, 8), BRAIN),
+    ("gated_linear", (1030, 16, 8), HALF),
     ("residual_sum", (3, 320, 9, 9), HALF),
     ("residual_sum", (17, 40, 9, 24), BRAIN),
     ("residual_sum", (1, 24, 1, 3), FULL),
