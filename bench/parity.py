@@ -34,10 +34,10 @@ def record(run: Path, bundle: Path, engines: dict[str, Engine]) -> dict[str, Any
     graphs = make_graphs(base)
     theirs = TorchEngine({name: graph.parts for name, graph in graphs.items()})
     sample = make_sample(tuned, base, base.encode_text(["", tuned.record["prompt"]]), manifest)
-    smallest = manifest.height.min // base.factor
+    sides = manifest.height.divided(base.factor)
     figures = {}
     for name, engine in engines.items():
-        distances = {graph: graph_distance(graph, engine, theirs, sample, smallest) for graph in graphs}
+        distances = {graph: graph_distance(graph, engine, theirs, sample, sides) for graph in graphs}
         distances["latents"] = latent_distance(engine, theirs, sample)
         figures[name] = {graph: float(f"{distance:.2g}") for graph, distance in distances.items()}
         engine.close()
