@@ -171,21 +171,16 @@ def sweep_tiles(device: torch.device, dry: bool) -> Iterator[dict[str, Any]]:
 
 def rivals_of(name: str, inputs: Inputs) -> Calls:
     """What stock operators offer for the same result."""
-    if name == "key_frame_attention":
-        return _key_frame_rivals(**inputs)
-    if name == "temporal_attention":
-        return _temporal_rivals(**inputs)
-    if name == "temporal_projection":
-        return _projection_rivals(**inputs)
-    if name == "group_norm_silu":
-        return _norm_rivals(**inputs)
-    if name == "gated_linear":
-        return _gated_rivals(**inputs)
-    if name == "residual_sum":
-        return _sum_rivals(**inputs)
-    if name == "layer_norm":
-        return _layer_rivals(**inputs)
-    return {"stock operators": lambda: KERNELS[name].twin(**inputs)}
+    known: Mapping[str, Callable[..., Calls]] = {
+        "key_frame_attention": _key_frame_rivals,
+        "temporal_attention": _temporal_rivals,
+        "temporal_projection": _projection_rivals,
+        "group_norm_silu": _norm_rivals,
+        "layer_norm": _layer_rivals,
+        "gated_linear": _gated_rivals,
+        "residual_sum": _sum_rivals,
+    }
+    return known.get(name, lambda **given: {"stock operators": lambda: KERNELS[name].twin(**given)})(**inputs)
 
 
 def _backends(q: Tensor, k: Tensor, v: Tensor, words: str) -> dict[str, Callable[[], object]]:

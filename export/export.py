@@ -29,7 +29,7 @@ from posecrafter.files import atomic_folder
 from posecrafter.finetune.base import Base
 from posecrafter.finetune.network import VideoUNet
 from posecrafter.finetune.person import load_person
-from posecrafter.manifest import NAME, Manifest
+from posecrafter.manifest import NAME, Manifest, Range
 from posecrafter.progress import Cancel, Progress, silent
 from posecrafter.runtime.person import WEIGHTS
 
@@ -64,10 +64,13 @@ def export_bundle(
         _write_person(folder / "person", tuned, text)
         (folder / "graphs").mkdir()
         write_tokenizer(folder / "graphs" / "tokenizer.json", model.tokenizer, ["", tuned.record["prompt"]])
-        doubles = doubles_exactly(make_ranges(model, options))
-        copies = {name: exported_copy(graph.module, options, doubles) for name, graph in reference.items()}
+        ranges = make_ranges(model, options)
+        sides = ranges["h"]
+        copies = {
+            name: exported_copy(graph.module, options, doubles_exactly(sides)) for name, graph in reference.items()
+        }
         names = _personal(tuned, reference, copies) if options.shared else {}
-        _write_graphs(folder / "graphs", reference, copies, names, model, options, progress, cancel)
+        _write_graphs(folder / "graphs", reference, copies, names, ranges, options, progress, cancel)
         manifest = describe(tuned, model, options)
         engines = []
         if options.shared:
@@ -76,7 +79,6 @@ def export_bundle(
             write_base(folder, plain, names, options.precision)
             engines = [bound(folder, folder / "person" / WEIGHTS, manifest, portable) for portable in (False, True)]
         sample = make_sample(tuned, model, text, manifest)
-        sides = manifest.height.divided(model.factor)
         parity = check_parity(folder, reference, sample, options.precision, sides, progress, cancel, engines)
         replace(manifest, parity=parity, files=Manifest.entries(folder)).write(folder)
     return out
@@ -125,12 +127,12 @@ def _write_graphs(
     reference: dict[str, Graph],
     copies: Mapping[str, nn.Module],
     names: Mapping[str, Mapping[str, list[int]]],
-    base: Base,
+    ranges: Mapping[str, Range],
     options: ExportOptions,
     progress: Progress,
     cancel: Cancel | None,
 ) -> None:
-    ranges, done, total = make_ranges(base, options), 0, 3 * len(reference) + options.plugins
+    done, total = 0, 3 * len(reference) + options.plugins
 
     def report(what: str) -> None:
         nonlocal done

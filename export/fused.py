@@ -79,8 +79,8 @@ class FusedLayerNorm(nn.Module):
         self.weight, self.bias, self.eps, self.late = norm.weight, norm.bias, norm.eps, _constant(late)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: [b, n, C] -> same shape."""
-        return layer_norm(x.flatten(0, 1), self.weight, self.bias, self.late, self.eps).view_as(x)
+        """x: [..., C] -> same shape."""
+        return layer_norm(x.flatten(0, -2), self.weight, self.bias, self.late, self.eps).view_as(x)
 
 
 class FusedTransformerBlock(nn.Module):
@@ -118,7 +118,7 @@ class FusedTransformerBlock(nn.Module):
         _add_product(x, seen, self.text_out.weight)
         rows = x.flatten(0, 1)
         for part in rows.chunk(-(-len(rows) // ROWS)):
-            hidden = gated_linear(self.norm3(part[None])[0], self.hidden.weight, self.hidden.bias)
+            hidden = gated_linear(self.norm3(part), self.hidden.weight, self.hidden.bias)
             part.addmm_(hidden, self.ff_out.weight.T)
         return x
 

@@ -187,6 +187,6 @@ def make_ranges(base: Base, options: ExportOptions) -> dict[str, Range]:
     return {"frames": frames, "prompts": prompts, "h": side, "w": side, "height": pixels, "width": pixels}
 
 
-def doubles_exactly(ranges: Mapping[str, Range]) -> bool:
-    """Whether every size in these ranges halves without rest at every level."""
-    return ranges["h"].multiple > 1
+def doubles_exactly(sides: Range) -> bool:
+    """Whether every side, in latent cells, halves without rest at every level."""
+    return sides.multiple > 1

@@ -12,7 +12,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from posecrafter.errors import ExportError
-from posecrafter.export.graphs import Graph, make_graphs
+from posecrafter.export.graphs import Graph, doubles_exactly, make_graphs
 from posecrafter.export.options import ExportOptions
 from posecrafter.export.parity import check_parity
 from posecrafter.export.run import Run
@@ -155,7 +155,8 @@ def export_person(
         )
     options = ExportOptions(precision=manifest.precision, shared=True)  # type: ignore[arg-type]
     reference, text = make_graphs(model), model.encode_text(["", tuned.record["prompt"]])
-    doubles = manifest.height.multiple > model.factor
+    sides = manifest.height.divided(model.factor)
+    doubles = doubles_exactly(sides)
     modules = {graph: exported_copy(reference[graph].module, options, doubles) for graph in manifest.shared}
     person = load_person(tuned.folder / "person.safetensors")
     for graph, module in modules.items():
@@ -174,7 +175,6 @@ def export_person(
         record = tuned.record
         engines = [bound(bundle, folder / WEIGHTS, manifest, portable, low_rank) for portable in (False, True)]
         sample = make_sample(tuned, model, text, replace(manifest, fps=record["fps"]))
-        sides = manifest.height.divided(model.factor)
         parity = check_parity(bundle, reference, sample, options.precision, sides, progress, cancel, engines)
         Pack(
             base_sha256=model.sha256,

@@ -50,6 +50,16 @@ def check_contiguous(name: str, x: Tensor) -> None:
         )
 
 
+def check_channels_last(name: str, x: Tensor) -> None:
+    """Raises: EngineError "kernel-layout"."""
+    if not x.is_contiguous(memory_format=torch.channels_last):
+        raise EngineError(
+            "kernel-layout",
+            f"{name} {list(x.shape)} has strides {list(x.stride())}; call "
+            ".contiguous(memory_format=torch.channels_last)",
+        )
+
+
 def check_rows(name: str, x: Tensor) -> int:
     """The distance of two rows of x [b, n, C], in elements: C, or more where x is a slice of wider rows.
 

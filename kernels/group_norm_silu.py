@@ -24,7 +24,14 @@ import triton.language as tl
 from torch import Tensor
 
 from posecrafter.errors import EngineError
-from posecrafter.kernels.checks import FLOATS, check_contiguous, check_grid, check_same_device, check_tensor
+from posecrafter.kernels.checks import (
+    FLOATS,
+    check_channels_last,
+    check_contiguous,
+    check_grid,
+    check_same_device,
+    check_tensor,
+)
 from posecrafter.kernels.registry import Build, Inputs, Kernel, Sizes, power_of_two
 
 ROWS, CHANNELS = 64, 64
@@ -185,11 +192,7 @@ def check(x: Tensor, weight: Tensor, bias: Tensor, add: Tensor | None, groups: i
         if vector is not None:
             check_tensor(name, vector, x.shape[1:2], FLOATS)
             check_contiguous(name, vector)
-    if not x.is_contiguous(memory_format=torch.channels_last):
-        raise EngineError(
-            "kernel-layout",
-            f"x {list(x.shape)} has strides {list(x.stride())}; call .contiguous(memory_format=torch.channels_last)",
-        )
+    check_channels_last("x", x)
 
 
 def launch(

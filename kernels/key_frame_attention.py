@@ -137,18 +137,16 @@ def tile(d: int, target: int) -> dict[str, int]:
     return {"M": 128, "N": 64, "warps": 8, "stages": 2}
 
 
+def of_heads(d: int, heads: int) -> dict[str, float]:
+    """The constants that every attention here has."""
+    d0, d1 = split(d)
+    return {"SCALE": LOG2_E / d**0.5, "HEADS": heads, "D": d, "D0": d0, "D1": d1}
+
+
 def constants(d: int, heads: int, distances: tuple[int, int], block: dict[str, int]) -> dict[str, float]:
     """distances: of two rows of q, and of k and v."""
-    d0, d1 = split(d)
-    sizes = {
-        **dict(zip(("Q", "KV"), distances, strict=True)),
-        "SCALE": LOG2_E / d**0.5,
-        "HEADS": heads,
-        "D": d,
-        "D0": d0,
-        "D1": d1,
-    }
-    return {**sizes, "M": block["M"], "N": block["N"]}
+    q, kv = distances
+    return {"Q": q, "KV": kv, **of_heads(d, heads), "M": block["M"], "N": block["N"]}
 
 
 def check(q: Tensor, k: Tensor, v: Tensor, heads: int) -> tuple[int, int]:

@@ -15,7 +15,14 @@ import triton.language as tl
 from torch import Tensor
 
 from posecrafter.errors import EngineError
-from posecrafter.kernels.checks import FLOATS, check_contiguous, check_grid, check_same_device, check_tensor
+from posecrafter.kernels.checks import (
+    FLOATS,
+    check_channels_last,
+    check_contiguous,
+    check_grid,
+    check_same_device,
+    check_tensor,
+)
 from posecrafter.kernels.registry import Build, Inputs, Kernel, Sizes
 
 ROWS, CHANNELS = 32, 64
@@ -53,13 +60,8 @@ def check(x: Tensor, y: Tensor, bias: Tensor) -> None:
     check_tensor("y", y, x.shape, (x.dtype,))
     check_tensor("bias", bias, x.shape[1:2], FLOATS)
     check_contiguous("bias", bias)
-    for name, image in (("x", x), ("y", y)):
-        if not image.is_contiguous(memory_format=torch.channels_last):
-            raise EngineError(
-                "kernel-layout",
-                f"{name} {list(image.shape)} has strides {list(image.stride())}; call "
-                ".contiguous(memory_format=torch.channels_last)",
-            )
+    check_channels_last("x", x)
+    check_channels_last("y", y)
 
 
 def launch(x: Tensor, y: Tensor, bias: Tensor) -> Tensor:

@@ -27,8 +27,8 @@ from posecrafter.kernels.checks import (
     check_same_device,
     check_tensor,
 )
-from posecrafter.kernels.key_frame_attention import LOG2_E, meet
-from posecrafter.kernels.registry import Build, Inputs, Kernel, Sizes, power_of_two, split
+from posecrafter.kernels.key_frame_attention import meet, of_heads
+from posecrafter.kernels.registry import Build, Inputs, Kernel, Sizes, power_of_two
 
 MOST_FRAMES = 128
 FEW = 32
@@ -140,16 +140,9 @@ def tile(d: int, frames: int) -> dict[str, int]:
 
 def constants(d: int, heads: int, distances: tuple[int, int], block: dict[str, int]) -> dict[str, float]:
     """distances: of two rows of the output, and of q, k and v."""
-    d0, d1 = split(d)
-    sizes = {
-        **dict(zip(("OUT", "IN"), distances, strict=True)),
-        "SCALE": LOG2_E / d**0.5,
-        "HEADS": heads,
-        "D": d,
-        "D0": d0,
-        "D1": d1,
-    }
-    return {**sizes, **{name: size for name, size in block.items() if name not in ("warps", "stages")}}
+    out, rows = distances
+    sizes = {name: size for name, size in block.items() if name not in ("warps", "stages")}
+    return {"OUT": out, "IN": rows, **of_heads(d, heads), **sizes}
 
 
 def check(q: Tensor, k: Tensor, v: Tensor, heads: int, frames: int, out: Tensor) -> tuple[int, int]:

@@ -25,7 +25,7 @@ from posecrafter.kernels.checks import (
     check_same_device,
     check_tensor,
 )
-from posecrafter.kernels.key_frame_attention import LOG2_E
+from posecrafter.kernels.key_frame_attention import of_heads
 from posecrafter.kernels.registry import Build, Inputs, Kernel, Sizes, power_of_two, split
 from posecrafter.kernels.temporal_attention import FEW
 
@@ -129,10 +129,9 @@ def tile(d: int, width: int, frames: int) -> dict[str, int]:
 
 def constants(d: int, heads: int, distances: tuple[int, int, int], block: dict[str, int]) -> dict[str, float]:
     """distances: of two rows of the output, of q, k and v, of the weight."""
-    (d0, d1), (c0, c1) = split(d), split(heads * d)
-    sizes = {**dict(zip(("OUT", "IN", "ROW"), distances, strict=True)), "SCALE": LOG2_E / d**0.5, "HEADS": heads}
-    sizes |= {"C": heads * d, "C0": c0, "C1": c1, "D": d, "D0": d0, "D1": d1}
-    return {**sizes, "L": block["L"], "R": block["R"]}
+    (out, rows, weight), (c0, c1) = distances, split(heads * d)
+    channels = {"C": heads * d, "C0": c0, "C1": c1}
+    return {"OUT": out, "IN": rows, "ROW": weight, **of_heads(d, heads), **channels, "L": block["L"], "R": block["R"]}
 
 
 def check(

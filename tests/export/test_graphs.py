@@ -140,6 +140,8 @@ def test_ranges_cover_33_guided_frames_and_start_above_one_cell_at_the_lowest_le
     assert [cells for cells in range(20) if cells in ranges["h"]] == (list(range(5, 20)) if size == 72 else [8, 12, 16])
     assert ranges["h"].multiple == multiple
     assert ranges["h"] == ranges["w"] == ranges["height"].divided(8)
+    assert (40 in ranges["height"]) == (multiple == 1)
+    assert 44 not in ranges["height"]
     assert {64, size} <= {pixels for pixels in range(100) if pixels in ranges["height"]}
 
 
