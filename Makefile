@@ -12,7 +12,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TYPED := build/typed
-CPP = $(shell find runtime/native tests/native -name '*.[ch]' -o -name '*.[ch]pp')
+EXTENSION = setup.py $(wildcard runtime/native/cpu/*) $(addprefix runtime/native/,engines/native.cpp engines/engine.h engines/module.hpp core/error.hpp)
+CPP = $(shell find runtime/native tests/native -name '*.[ch]' -o -name '*.[ch]pp' -o -name '*.inl')
 
 .PHONY: demo test check format setup extractor dwpose native gpu-records clean
 
@@ -46,13 +47,14 @@ format: $(INSTALLED)
 
 setup: $(INSTALLED) extractor
 
-$(INSTALLED): pyproject.toml constraints.txt
+$(INSTALLED): pyproject.toml constraints.txt $(EXTENSION)
 	@test -n "$(PYTHON)" && $(PYTHON) -c '$(SUPPORTED)' \
 		|| { echo "Python 3.11 or 3.12 is needed; name one: make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)"; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt setuptools wheel
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[dev]'
+	@ls runtime/engines/_native*.so >/dev/null 2>&1 || echo "The engine 'native' was not built: it needs a C++20 compiler"
 	touch $@
 
 extractor: $(INSTALLED)
@@ -70,4 +72,4 @@ native: $(INSTALLED)
 	ctest --test-dir build/native --output-on-failure
 
 clean:
-	rm -rf $(VENV) build dist out *.egg-info
+	rm -rf $(VENV) build dist out *.egg-info runtime/engines/_native*.so

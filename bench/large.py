@@ -18,6 +18,7 @@ from posecrafter.bench.published import PublishedDenoiser
 from posecrafter.bench.records import ROOT
 from posecrafter.export.export import exported_copy
 from posecrafter.export.graphs import Border, Graph, Step
+from posecrafter.export.layers import save_layers
 from posecrafter.export.options import ExportOptions
 from posecrafter.export.save import save_graph
 from posecrafter.export.trace import trace, translate
@@ -118,6 +119,7 @@ def _export(folder: Path) -> None:
     graph = replace(graph, module=exported_copy(graph.module, ExportOptions(), doubles=True))
     ranges = {"frames": Range(1, 129), "prompts": Range(1, 8), "h": Range(9, 128), "w": Range(9, 128)}
     save_graph(translate(graph, trace(graph, ranges)), folder, "denoiser", cpu_copy=True)
+    save_layers(graph, folder)
 
 
 def _count(case: Case, published: bool) -> int:

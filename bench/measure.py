@@ -61,7 +61,7 @@ def open_runner(runner: Runner, run: Path, bundle: Path, threads: int | None = N
 
         loop = PublishedLoop.open(run, VARIANTS[runner.name.removeprefix("published ")])
         return Open(runner, loop.render, lambda: None, loop.bundle.poses, time.perf_counter() - start)
-    precision = runner.precision if runner.name == "openvino" else None
+    precision = runner.precision if runner.name in ("native", "openvino") else None
     session = Session.open(bundle, runner.name, threads, precision)
     return Open(runner, session.render, session.forget, session.bundle.poses, time.perf_counter() - start)
 

@@ -26,7 +26,8 @@ from typing import Any
 from posecrafter.bench.machine import append_line, describe_machine, resident_mib
 
 ROOT = Path(__file__).parent.parent
-LIBRARIES = {"onnxruntime": "capi/libonnxruntime.so.*", "openvino": "libs/libopenvino_c.so.*"}
+LIBRARIES = {"onnxruntime": "capi/libonnxruntime.so.*", "openvino": "libs/libopenvino_c.so.*", "native": None}
+"""Where an engine's own library lies in its wheel; None for one that has none."""
 
 
 @dataclass(frozen=True)
@@ -38,12 +39,15 @@ class Measured:
     peak_mib: float
 
 
-def engine_library(engine: str) -> Path:
-    """The library in the engine's installed wheel; the package is not imported."""
+def library_words(engine: str) -> list[str]:
+    """What names the library in the engine's installed wheel to the host; the package is not imported."""
+    pattern = LIBRARIES[engine]
+    if pattern is None:
+        return []
     spec = find_spec(engine)
     assert spec is not None
     assert spec.origin is not None
-    return next(Path(spec.origin).parent.glob(LIBRARIES[engine]))
+    return ["--engine-library", str(next(Path(spec.origin).parent.glob(pattern)))]
 
 
 def measure(command: Sequence[Any], planned: str) -> Measured:
@@ -86,7 +90,7 @@ def compare(
         shared = ["--steps", steps, "--threads", threads, "--repeat", renders, "--engine", engine]
         for _ in range(rounds):
             python = measure([sys.executable, "-m", __spec__.name, bundle, poses, "--child", *shared], "planned")
-            native = measure([host, bundle, poses, *shared, "--engine-library", engine_library(engine)], '{"size"')
+            native = measure([host, bundle, poses, *shared, *library_words(engine)], '{"size"')
             pairs.append((asdict(python), asdict(native)))
     names = pairs[0][0]
     return {

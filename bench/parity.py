@@ -47,7 +47,8 @@ def record(run: Path, bundle: Path, engines: dict[str, Engine]) -> dict[str, Any
 
 def engines_of(bundle: Path) -> dict[str, Engine]:
     """What a CPU can run the bundle with, in each precision that it has."""
-    opened = {f"{name} {version(name)}": open_engine(name, bundle) for name in ("onnxruntime", "openvino")}
+    packages = {"onnxruntime": "onnxruntime", "openvino": "openvino", "native": "posecrafter"}
+    opened = {f"{name} {version(package)}": open_engine(name, bundle) for name, package in packages.items()}
     if has_bf16():
         opened[f"openvino {version('openvino')}, bf16"] = open_engine("openvino", bundle, precision="bf16")
     return opened

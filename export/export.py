@@ -17,6 +17,7 @@ from transformers import CLIPTokenizer
 from posecrafter.errors import ExportError
 from posecrafter.export.describe import describe
 from posecrafter.export.graphs import Graph, doubles_exactly, make_graphs, make_ranges
+from posecrafter.export.layers import save_layers
 from posecrafter.export.nodes import place_nodes
 from posecrafter.export.options import ExportOptions
 from posecrafter.export.parity import Sample, check_parity
@@ -149,6 +150,8 @@ def _write_graphs(
         model = translate(graph, program, names.get(graph.name, ()))
         report(f"write {graph.name}")
         save_graph(model, folder, graph.name, cpu_copy=graph.name != "text_encoder")
+        if not options.shared:
+            save_layers(graph, folder)
         if options.plugins and graph.name == "denoiser":
             report("translate denoiser with plugins")
             model = translate(graph, program, names.get(graph.name, ()), plugins=True)

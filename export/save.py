@@ -1,4 +1,4 @@
-"""Graphs on disk: small .onnx files beside one file of weights that a graph and its CPU copy share."""
+"""Graphs on disk: small .onnx files beside one file of weights, which copies of a graph share."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from onnxscript import ir
 
 from posecrafter.export.cpu_attention import rewrite_attention
 
-INLINE_BYTES = 1_500_000_000
-"""Weights up to here may lie inside the .onnx file; protobuf ends at 2 GiB."""
+INLINE_BYTES = 2**20
+"""Weights up to here lie inside the .onnx file, and once more in the index of layers."""
 
 
 def save_graph(model: ir.Model, folder: Path, name: str, cpu_copy: bool = False) -> None:

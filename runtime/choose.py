@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from posecrafter.runtime.bundle import Bundle
-from posecrafter.runtime.engines import CPU, Choice, choose_engine, runnable
+from posecrafter.runtime.engines import CPU, PRECISE, Choice, choose_engine, runnable
 from posecrafter.runtime.engines.measured import (
     Candidate,
     Measured,
@@ -24,6 +24,8 @@ Measuring = Literal["never", "once", "again"]
 
 LARGEST = 2**30
 """Bytes of a network that is measured unasked: every engine holds it at the same time."""
+
+_ORDER = ("onnxruntime", "native", "openvino")
 
 _NO_BF16 = "this CPU multiplies no bf16 (neither AMX nor AVX512-BF16)"
 
@@ -46,8 +48,8 @@ def choose(
     candidates = _candidates(names, precision)
     if not names or names[0] not in CPU or len(candidates) < 2:
         return choose_engine(bundle.folder, precision)
-    if not has_bf16() and "openvino" in names:
-        passed_over["openvino bf16"] = _NO_BF16
+    if not has_bf16():
+        passed_over |= {f"{name} bf16": _NO_BF16 for name in PRECISE if name in names}
     measured, why_not = _figures(bundle, candidates, threads, kept, measuring)
     if measured is None:
         ruled = choose_engine(bundle.folder, precision)
@@ -62,10 +64,10 @@ def choose(
 
 
 def _candidates(names: Sequence[str], precision: str | None) -> list[Candidate]:
-    """CPU engines, those that cost least memory and exactness first."""
-    found: list[Candidate] = [(name, precision) for name in reversed(CPU) if name in names]
-    if "openvino" in names and precision is None and has_bf16():
-        found.append(("openvino", "bf16"))
+    """CPU engines: what the others' errors are told from, then those that cost least memory and exactness first."""
+    found: list[Candidate] = [(name, precision) for name in _ORDER if name in names]
+    if precision is None and has_bf16():
+        found += [(name, "bf16") for name in _ORDER if name in names and name in PRECISE]
     return found
 
 

@@ -228,7 +228,8 @@ def _evaluations(
 
 def _memory(bundle: Bundle, frames: int, prompts: int) -> int:
     m = bundle.manifest
-    weights = sum(entry.bytes for name, entry in m.files.items() if name.startswith("graphs/"))
+    graphs = {name: entry for name, entry in m.files.items() if name.startswith("graphs/")}
+    weights = sum(entry.bytes for name, entry in graphs.items() if not name.endswith(".layers"))
     cells = (m.defaults.width // m.latents.factor) * (m.defaults.height // m.latents.factor)
     return _ENGINE + weights + 4 * m.network_width * cells * frames * (_LIVE_FRAME + _LIVE_PROMPT * prompts)
 

@@ -74,10 +74,13 @@ def generate_command(
     decode_chunk: Annotated[int, typer.Option("--decode-chunk", help="Frames a pass of the VAE decoder.")] = 8,
     engine: Annotated[
         str,
-        typer.Option("--engine", help="auto, tensorrt, tensorrt-rtx, openvino, onnxruntime; torch for a run's folder."),
+        typer.Option(
+            "--engine", help="auto, tensorrt, tensorrt-rtx, native, openvino, onnxruntime; torch for a run's folder."
+        ),
     ] = "auto",
     precision: Annotated[
-        str | None, typer.Option("--precision", help="openvino: fp32, or bf16 where the CPU has it; torch: fp32, fp16.")
+        str | None,
+        typer.Option("--precision", help="native, openvino: fp32, or bf16 where the CPU has it; torch: fp32, fp16."),
     ] = None,
     device: Annotated[str | None, typer.Option("--device", help="Of engine torch: cpu, cuda or cuda:1.")] = None,
     kernels: Annotated[

@@ -11,17 +11,29 @@ from posecrafter.errors import EngineError
 from posecrafter.runtime.engines.base import Buffer, Engine, Graph
 from posecrafter.runtime.engines.built import built_folders
 from posecrafter.runtime.engines.cuda_device import device_target
+from posecrafter.runtime.engines.native import NativeEngine, check_native, kernels
 from posecrafter.runtime.engines.processor import has_bf16
 from posecrafter.runtime.engines.tensorrt_library import MODULES, load_library
 
-__all__ = ["CPU", "ENGINES", "Buffer", "Choice", "Engine", "Graph", "choose_engine", "open_engine", "runnable"]
+__all__ = [
+    "CPU",
+    "ENGINES",
+    "PRECISE",
+    "Buffer",
+    "Choice",
+    "Engine",
+    "Graph",
+    "choose_engine",
+    "open_engine",
+    "runnable",
+]
 
-ENGINES = ("tensorrt", "tensorrt-rtx", "openvino", "onnxruntime")
+ENGINES = ("tensorrt", "tensorrt-rtx", "native", "openvino", "onnxruntime")
 """Engines that run a bundle from its folder, fastest first where nothing is measured."""
 
-CPU = ("openvino", "onnxruntime")
+CPU = ("native", "openvino", "onnxruntime")
 
-_PRECISE = ("openvino",)
+PRECISE = ("native", "openvino")
 """Engines that take a precision other than the bundle's."""
 
 _WITHOUT_BF16 = (
@@ -29,6 +41,8 @@ _WITHOUT_BF16 = (
     "and takes more memory; --engine openvino takes it all the same"
 )
 # 683 against 677 ms a step, 545 against 311 MiB: bench/results/engines.jsonl, docs/performance.md.
+
+_PLAIN = "native has no kernels for this CPU (it has no AVX2); --engine native takes it all the same"
 
 
 @dataclass(frozen=True)
@@ -61,7 +75,7 @@ def runnable(folder: Path, precision: str | None = None) -> tuple[list[str], dic
     for name in ENGINES:
         try:
             _check(name, folder)
-            if precision is not None and name not in _PRECISE:
+            if precision is not None and name not in PRECISE:
                 raise EngineError("engine-precision", f"{name} computes in the bundle's own precision")
         except EngineError as error:
             refused[name] = error.message
@@ -82,6 +96,12 @@ def choose_engine(folder: Path, precision: str | None = None) -> Choice:
         return Choice(names[0], precision, "no other engine can run it here", passed_over)
     if names[0] not in CPU:
         return Choice(names[0], precision, "it was compiled for this machine's GPU", passed_over)
+    if names[0] == "native":
+        if kernels() != "plain":
+            return Choice("native", precision, f"its kernels are written for this CPU ({kernels()})", passed_over)
+        names, passed_over = names[1:], {**passed_over, "native": _PLAIN}
+    if len(names) == 1:
+        return Choice(names[0], precision, "no other engine can run it here as fast", passed_over)
     if has_bf16():
         return Choice("openvino", precision, "this CPU multiplies bf16", passed_over)
     return Choice("onnxruntime", precision, "this CPU multiplies no bf16", {**passed_over, "openvino": _WITHOUT_BF16})
@@ -91,8 +111,8 @@ def open_engine(name: str, folder: Path, threads: int | None = None, precision: 
     """The engine `name`, one of ENGINES, for the bundle in `folder`.
 
     threads: of a CPU engine; None for one a core. precision: of an engine's arithmetic, None for its default.
-    Raises: EngineError "engine-unknown", "engine-missing", "engine-device", "engine-precision", "plan-missing",
-    "plan-version", "plan-stale", "plan-target".
+    Raises: EngineError "engine-unknown", "engine-missing", "engine-load", "engine-device", "engine-precision",
+    "plan-missing", "plan-version", "plan-stale", "plan-target".
     """
     if name == "torch":
         raise EngineError("engine-unknown", "engine 'torch' runs a tuning run, not a bundle: give the run's folder")
@@ -102,16 +122,20 @@ def open_engine(name: str, folder: Path, threads: int | None = None, precision: 
         _check(name, folder)
     except EngineError as error:
         raise EngineError(error.code, f"{error.message}{_instead(folder)}") from error
-    if precision is not None and name not in _PRECISE:
+    if precision is not None and name not in PRECISE:
+        able = " or ".join(PRECISE)
         raise EngineError(
             "engine-precision",
-            f"engine '{name}' computes in the bundle's own precision; leave precision out, or take {_PRECISE[0]}",
+            f"engine '{name}' computes in the bundle's own precision; leave precision out, or take {able}",
         )
     return _open(name, folder, threads, precision)
 
 
 def _check(name: str, folder: Path) -> None:
     """That an engine can run the bundle here, without opening it. Raises: EngineError."""
+    if name == "native":
+        check_native(folder)
+        return
     if name not in MODULES:
         if find_spec(name) is None:
             raise EngineError("engine-missing", f"{name} is not installed; run: pip install {name}")
@@ -141,6 +165,8 @@ def _open(name: str, folder: Path, threads: int | None, precision: str | None) -
             from posecrafter.runtime.engines.tensorrt import TensorRtEngine
 
             return TensorRtEngine(folder, name)
+        if name == "native":
+            return NativeEngine(folder, threads, precision or "fp32")
         if name == "openvino":
             from posecrafter.runtime.engines.openvino import OpenVinoEngine
 

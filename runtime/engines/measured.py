@@ -162,8 +162,9 @@ def alone(folder: Path) -> Iterator[None]:
 
 
 def _version(engine: str) -> str:
-    """Of the installed package, which goes by several names."""
-    for name in (engine, f"{engine}-gpu", f"{engine}-openvino"):
+    """Of the installed package, which goes by several names; "native" is a part of this one."""
+    names = ("posecrafter",) if engine == "native" else (engine, f"{engine}-gpu", f"{engine}-openvino")
+    for name in names:
         with suppress(PackageNotFoundError):
             return version(name)
     return "unknown"

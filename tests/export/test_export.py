@@ -55,6 +55,7 @@ def test_a_bundle_holds_the_files_of_the_design_and_verifies(tiny_bundle: Path) 
     assert set(bundle.manifest.files) == {
         "graphs/pose_encoder.onnx", "graphs/text_encoder.onnx", "graphs/tokenizer.json",
         *(f"graphs/{name}{end}" for name in ("denoiser", "vae_decoder") for end in (".onnx", ".cpu.onnx", ".weights")),
+        *(f"graphs/{name}.layers" for name in ("pose_encoder", "denoiser", "vae_decoder", "text_encoder")),
         "person/person.safetensors", "person/poses.json", "person/latents.safetensors", "person/text.safetensors",
     }  # fmt: skip
     assert bundle.manifest.precision == "fp32"

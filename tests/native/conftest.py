@@ -50,10 +50,10 @@ class Native:
         return [self._rendered(out / str(index)) for index in range(len(people))]
 
     def render_together(
-        self, sessions: int, bundle: Path, poses: Path, out: Path, **words: Any
+        self, sessions: int, bundle: Path, poses: Path, out: Path, engine: str, **words: Any
     ) -> list[dict[str, Any]]:
         """The same by so many sessions at once, each in a thread of its own."""
-        self._dump_on("onnxruntime", bundle, poses, out, {**words, "together": sessions})
+        self._dump_on(engine, bundle, poses, out, {**words, "together": sessions})
         return [self._rendered(out / str(index)) for index in range(sessions)]
 
     def _dump_on(self, engine: str, bundle: Path, poses: Path, out: Path, words: dict[str, Any]) -> None:

@@ -28,11 +28,13 @@ def prefix(native: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def expected(native: Any, tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> np.ndarray:
-    """Frames of the training poses, by the library in its build folder."""
-    poses = tiny_bundle / "person/poses.json"
-    frames: np.ndarray = native.render(tiny_bundle, poses, tmp_path_factory.mktemp("expected"))["frames"]
-    return frames
+def expected(native: Any, tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
+    """Frames of the training poses, by an engine of the library in its build folder."""
+    poses, folder = tiny_bundle / "person/poses.json", tmp_path_factory.mktemp("expected")
+    return {
+        engine: native.render(tiny_bundle, poses, folder / engine, engine)["frames"]
+        for engine in ("native", "onnxruntime")
+    }
 
 
 def build(source: Path, prefix: Path, folder: Path) -> Path:
@@ -52,20 +54,22 @@ def test_a_program_in_c_builds_against_the_installed_package(prefix: Path, tmp_p
 
 
 def test_the_manuals_program_builds_against_the_installed_package_and_renders(
-    native: Any, prefix: Path, tiny_bundle: Path, expected: np.ndarray, tmp_path: Path
+    prefix: Path, tiny_bundle: Path, expected: dict[str, np.ndarray], tmp_path: Path
 ) -> None:
+    """By the engine that needs no other library, where it is not told which."""
     manual = (HERE.parents[1] / "docs/embedding.md").read_text()
     for name, kind in (("app.cpp", "cpp"), ("CMakeLists.txt", "cmake")):
         (tmp_path / name).write_text(manual.split(f"```{kind}\n")[1].split("```")[0])
     app = build(tmp_path, prefix, tmp_path / "build") / "app"
-    command = [app, tiny_bundle, tiny_bundle / "person/poses.json", native.onnxruntime]
+    command = [app, tiny_bundle, tiny_bundle / "person/poses.json"]
     done = subprocess.run([str(word) for word in command], capture_output=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
-    np.testing.assert_array_equal(np.frombuffer(done.stdout, np.uint8).reshape(expected.shape), expected)
+    frames = expected["native"]
+    np.testing.assert_array_equal(np.frombuffer(done.stdout, np.uint8).reshape(frames.shape), frames)
 
 
 def test_the_host_writes_png_files_and_latencies(
-    native: Any, prefix: Path, tiny_bundle: Path, expected: np.ndarray, tmp_path: Path
+    native: Any, prefix: Path, tiny_bundle: Path, expected: dict[str, np.ndarray], tmp_path: Path
 ) -> None:
     words = (
         "--engine-library",
@@ -84,7 +88,7 @@ def test_the_host_writes_png_files_and_latencies(
     assert "peak memory" in done.stdout
     files = sorted((tmp_path / "out").iterdir())
     frames = np.stack([cv2.imread(str(file))[..., ::-1] for file in files])
-    np.testing.assert_array_equal(frames, expected)
+    np.testing.assert_array_equal(frames, expected["onnxruntime"])
 
 
 @pytest.mark.parametrize(
@@ -113,6 +117,41 @@ def test_where_no_engine_opens_the_reason_of_each_is_told(native: Any, tiny_bund
     assert "error[engine-missing]: " in done.stderr
     for engine in ("onnxruntime: ", "openvino: "):
         assert engine in done.stderr
+
+
+def told(native: Any, bundle: Path, *words: Any) -> str:
+    """What posecrafter-host prints and refuses of a bundle's training poses."""
+    done = run(native.build / "bin/posecrafter-host", bundle, bundle / "person/poses.json", "--steps", 1, *words)
+    return done.stdout + done.stderr
+
+
+def test_auto_takes_native_where_the_bundle_has_layers_and_nothing_else_is_named(
+    native: Any, tiny_bundle: Path
+) -> None:
+    assert "engine native on cpu" in told(native, tiny_bundle)
+    assert "engine native on cpu" in told(native, tiny_bundle, "--device", "cpu", "--precision", "fp32")
+    assert "engine onnxruntime on cpu" in told(native, tiny_bundle, "--engine-library", native.onnxruntime)
+    assert "native: " not in told(native, tiny_bundle, "--device", "cuda")
+
+
+def test_a_bundle_without_layers_is_for_the_other_engines(native: Any, shared_bundle: Path, toy_bundle: Path) -> None:
+    for bundle in (shared_bundle, toy_bundle):
+        told_of_all = told(native, bundle)
+        assert "native: " not in told_of_all
+        assert "onnxruntime: " in told_of_all
+        refusal = told(native, bundle, "--engine", "native")
+        assert "error[engine-load]: " in refusal
+        assert "take onnxruntime" in refusal
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [("engine-device", {"device": "cuda"}), ("engine-precision", {"precision": "int8"})],
+)
+def test_the_native_engine_refuses_what_it_has_not(
+    code: str, words: dict[str, str], native: Any, tiny_bundle: Path
+) -> None:
+    assert native.dump(tiny_bundle, engine="native", **words)[0] == code
 
 
 def test_the_native_tests_pass(native: Any) -> None:

@@ -16,6 +16,8 @@ from posecrafter.runtime.network import Network
 INVERSIONS = {"reference": 0, "target": 1, None: 2}
 MATRIX = 1e-8
 LATENTS = 1e-5
+BETWEEN_ENGINES = 1e-4
+"""Of latents by `native` in C++ and ONNX Runtime in Python, whose sums go in another order; measured: up to 3.3e-5."""
 
 
 @dataclass(frozen=True)
@@ -120,10 +122,12 @@ def latents_of(session: Session, request: Request) -> tuple[Any, np.ndarray]:
     return result, np.concatenate(seen).reshape(result.plan.frames, -1)
 
 
-def assert_same(case: Case, engine: str, native: Any, bundle: Path, folder: Path) -> None:
-    """One request of one person on both sides: plan, control images, latents, frames."""
+def assert_same(
+    case: Case, engine: str, native: Any, bundle: Path, folder: Path, python: str = "", latents_off: float = LATENTS
+) -> None:
+    """One request of one person on both sides: plan, control images, latents, frames. python: another engine there."""
     poses, track = target(case, bundle, folder)
-    with Session.open(bundle, engine=engine, threads=1) as session:
+    with Session.open(bundle, engine=python or engine, threads=1) as session:
         session.load_person(case.person or None)
         result, latents = latents_of(session, Request(poses=track, **case.options))
         maps = draw_poses(result.plan.poses, style=session.bundle.manifest.pose_style)
@@ -131,7 +135,7 @@ def assert_same(case: Case, engine: str, native: Any, bundle: Path, folder: Path
     (other,) = native.render_people([case.person], bundle, poses, folder / "native", engine, **words)
     assert_same_plan(result.plan, other["plan"])
     assert (maps != other["maps"]).any(axis=3).mean() <= 0.001
-    np.testing.assert_allclose(other["latents"], latents, atol=LATENTS, rtol=0)
+    np.testing.assert_allclose(other["latents"], latents, atol=latents_off, rtol=0)
     assert np.abs(other["frames"].astype(int) - result.frames).max() <= 1
 
 
@@ -147,6 +151,17 @@ def test_a_merged_bundle_plans_draws_and_renders_the_same(
     name: str, engine: str, native: Any, tiny_bundle: Path, tmp_path: Path
 ) -> None:
     assert_same(TINY[name], engine, native, tiny_bundle, tmp_path)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_the_native_engine_renders_what_onnx_runtime_does_in_python(
+    name: str, native: Any, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    assert_same(TINY[name], "native", native, tiny_bundle, tmp_path, "onnxruntime", BETWEEN_ENGINES)
+
+
+def test_the_native_engine_renders_sizes_that_no_level_halves(native: Any, odd_bundle: Path, tmp_path: Path) -> None:
+    assert_same(Case(3, True, {}), "native", native, odd_bundle, tmp_path, "onnxruntime", BETWEEN_ENGINES)
 
 
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
@@ -173,12 +188,15 @@ def test_full_and_low_rank_people_in_half_precision_render_the_same(
         assert np.abs(others[one]["latents"] - others[another]["latents"]).max() > 100 * LATENTS
 
 
-def test_four_sessions_in_four_threads_render_what_one_does(native: Any, tiny_bundle: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("engine", ["onnxruntime", "native"])
+def test_four_sessions_in_four_threads_render_what_one_does(
+    engine: str, native: Any, tiny_bundle: Path, tmp_path: Path
+) -> None:
     case = TINY["nine frames, every copy inverted"]
     poses, _ = target(case, tiny_bundle, tmp_path)
     words = {"threads": 1, **in_words(case.options)}
-    alone = native.render(tiny_bundle, poses, tmp_path / "alone", **words)
-    for other in native.render_together(4, tiny_bundle, poses, tmp_path / "together", **words):
+    alone = native.render(tiny_bundle, poses, tmp_path / "alone", engine, **words)
+    for other in native.render_together(4, tiny_bundle, poses, tmp_path / "together", engine, **words):
         np.testing.assert_array_equal(other["latents"], alone["latents"])
         np.testing.assert_array_equal(other["frames"], alone["frames"])
 

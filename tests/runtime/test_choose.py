@@ -17,6 +17,7 @@ import pytest
 from posecrafter.errors import EngineError
 from posecrafter.runtime import Bundle, Session
 from posecrafter.runtime import choose as choose_module
+from posecrafter.runtime import engines as engines_module
 from posecrafter.runtime import measure as measure_module
 from posecrafter.runtime import session as session_module
 from posecrafter.runtime.choose import choose
@@ -134,6 +135,27 @@ def test_a_processor_without_bf16_is_not_asked_for_it(
     assert str(choice) == "openvino"
     assert lab.opened == ["onnxruntime", "openvino"]
     assert "neither AMX nor AVX512-BF16" in choice.told
+
+
+@pytest.mark.parametrize(("milliseconds", "error", "taken", "told"), [
+    ((100, 60, 80, 55, 56), 1e-6, "native", "native bf16 takes 55.0 ms a step, not a tenth less than native with 60.0"),
+    ((100, 60, 80, 50, 40), 1e-6, "openvino bf16", "native bf16 takes 50.0 ms a step, openvino bf16 40.0"),
+    ((100, 60, 80, 42, 40), 1e-6, "native bf16", "openvino bf16 takes 40.0 ms a step, not a tenth less"),
+    ((100, 95, 99, 98, 98), 1e-6, "onnxruntime", "native takes 95.0 ms a step, not a tenth less than onnxruntime"),
+    ((100, 60, 99, 98, 98), 2e-4, "onnxruntime", "native is off by 2.0e-04"),
+])  # fmt: skip
+def test_native_is_measured_beside_the_others(
+    milliseconds: tuple[float, ...], error: float, taken: str, told: str, lab: Lab, bundle: Bundle, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(engines_module, "check_native", lambda folder: None)
+    names = ("onnxruntime", "native", "openvino", "native bf16", "openvino bf16")
+    lab.milliseconds = dict(zip(names, milliseconds, strict=True))
+    lab.error |= {"native": error}
+    choice = choose(bundle, kept=tmp_path)
+    assert str(choice) == taken
+    assert told in choice.told
+    assert lab.opened == list(names)
 
 
 def test_a_second_opening_measures_nothing(lab: Lab, bundle: Bundle, tmp_path: Path) -> None:

@@ -14,19 +14,23 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr std::array known{"openvino", "onnxruntime", "tensorrt"};
+constexpr std::array known{"native", "openvino", "onnxruntime", "tensorrt"};
 
-// What "auto" tries, first to last: openvino pays where the processor multiplies bfloat16, elsewhere it is no faster
-// and needs more memory.
-std::array<std::string, 2> automatic() {
+bool multiplies_bfloat16() {
     std::ifstream cpuinfo("/proc/cpuinfo");
     for (std::string line; std::getline(cpuinfo, line);)
-        if (line.rfind("flags", 0) == 0) {
-            if (line.find("amx_bf16") != line.npos || line.find("avx512_bf16") != line.npos)
-                return {"openvino", "onnxruntime"};
-            break;
-        }
-    return {"onnxruntime", "openvino"};
+        if (line.rfind("flags", 0) == 0)
+            return line.find("amx_bf16") != line.npos || line.find("avx512_bf16") != line.npos;
+    return false;
+}
+
+// The instruction sets that native's kernels are written for; elsewhere it runs too, but others are faster.
+bool has_wide_vectors() {
+#if defined(__x86_64__)
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#else
+    return false;
+#endif
 }
 
 // The folder of the library that this code is in.
@@ -46,7 +50,7 @@ const pc_engine_module* open_module(const std::string& name) {
     const bool is_path = name.find('/') != std::string::npos;
     if (!is_path && std::find(known.begin(), known.end(), name) == known.end())
         throw Error(Kind::engine, "engine-unknown",
-                    text("there is no engine '", name, "'; choose auto, onnxruntime, openvino or tensorrt"));
+                    text("there is no engine '", name, "'; choose auto, native, onnxruntime, openvino or tensorrt"));
     // Engines' libraries keep threads and thread-local state; unloading them is not safe, so modules stay.
     void* handle = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE);
     if (!handle) {
@@ -62,6 +66,11 @@ const pc_engine_module* open_module(const std::string& name) {
     return module;
 }
 
+// Graphs as layers, not as ONNX.
+bool reads_layers(const pc_engine_module& module) {
+    return std::string_view(module.name) == "native";
+}
+
 [[noreturn]] void fail(const pc_engine_failure& failure) {
     throw Error(Kind::engine, failure.code, failure.message);
 }
@@ -73,7 +82,7 @@ Engine::Engine(const EngineOptions& options, const fs::path& folder, const Manif
     for (const FileEntry& file : manifest.files) listed_.insert(file.name);
     if (options.name != "auto") open(options.name, options);
     std::string code, why;  // the first one's code: it is the one that would be taken
-    for (const std::string& name : automatic()) {
+    for (const std::string& name : automatic(options)) {
         if (engine_) break;
         try {
             open(name, options);
@@ -85,8 +94,23 @@ Engine::Engine(const EngineOptions& options, const fs::path& folder, const Manif
     if (!engine_) throw Error(Kind::engine, code, why);
 }
 
+// native where the bundle has layers and nothing is asked that another one gives. Then openvino pays where the
+// processor multiplies bfloat16; elsewhere it is no faster and needs more memory.
+std::vector<std::string> Engine::automatic(const EngineOptions& options) const {
+    std::vector<std::string> names{"onnxruntime", "openvino"};
+    if (multiplies_bfloat16()) std::swap(names[0], names[1]);
+    const bool plain = options.library.empty() && (options.device.empty() || options.device == "cpu");
+    if (plain && has_layers() && has_wide_vectors()) names.insert(names.begin(), "native");
+    return names;
+}
+
 void Engine::open(const std::string& name, const EngineOptions& options) {
     module_ = open_module(name);
+    if (reads_layers(*module_) && !has_layers())
+        throw Error(Kind::engine, "engine-load",
+                    text(folder_.string(),
+                         " holds no layers for engine 'native': it is shared, or of an earlier release; "
+                         "export it again without --shared, or take onnxruntime"));
     const auto given = [](const std::string& value) { return value.empty() ? nullptr : value.c_str(); };
     const pc_engine_options raw{given(options.library), given(options.device), given(options.precision),
                                 options.threads};
@@ -97,9 +121,10 @@ void Engine::open(const std::string& name, const EngineOptions& options) {
 
 void* Engine::load(const std::string& graph) {
     if (const auto found = graphs_.find(graph); found != graphs_.end()) return found->second.get();
+    const std::string ending = reads_layers(*module_) ? ".layers" : ".onnx";
     std::string stem = "graphs/" + graph + module_->variant(engine_.get());
-    if (!listed_.count(stem + ".onnx")) stem = "graphs/" + graph;
-    if (!listed_.count(stem + ".onnx"))
+    if (!listed_.count(stem + ending)) stem = "graphs/" + graph;
+    if (!listed_.count(stem + ending))
         throw Error(Kind::engine, "engine-load",
                     text(folder_.string(), " has no graph '", graph, "'; export it again"));
     pc_engine_failure failure{};

@@ -17,8 +17,8 @@
 namespace posecrafter {
 
 struct EngineOptions {
-    std::string name = "auto";  // "onnxruntime" or "openvino", as the processor is; "onnxruntime", "openvino",
-                                // "tensorrt", or the path of a module
+    std::string name = "auto";               // the first that opens of those that suit bundle and processor; "native",
+                                             // "onnxruntime", "openvino", "tensorrt", or the path of a module
     std::string library, device, precision;  // empty: the engine's default
     int threads = 0;
 };
@@ -32,7 +32,8 @@ using Inputs = std::initializer_list<std::pair<const char*, const Tensor*>>;
 // Runs the graphs of one bundle. Used from one thread at a time. Tensors must not outlive it.
 class Engine {
   public:
-    // Throws Error "engine-unknown", "engine-missing", "engine-version", "engine-device".
+    // Throws Error "engine-unknown", "engine-missing", "engine-version", "engine-device", "engine-precision",
+    // "engine-load".
     Engine(const EngineOptions& options, const std::filesystem::path& folder, const Manifest& manifest);
     Engine(const Engine&) = delete;
     Engine& operator=(const Engine&) = delete;
@@ -53,6 +54,9 @@ class Engine {
     using Handle = std::unique_ptr<void, void (*)(void*)>;
 
     void open(const std::string& name, const EngineOptions& options);
+    // What "auto" tries, first to last.
+    std::vector<std::string> automatic(const EngineOptions& options) const;
+    bool has_layers() const { return listed_.count("graphs/denoiser.layers") != 0; }
     void* load(const std::string& graph);
     Tensor owned(void* tensor, const pc_engine_failure& failure);
 

@@ -17,7 +17,7 @@ constexpr double far = 0.08;
 std::uint64_t memory_of_pass(const Bundle& bundle, int frames, std::size_t prompts) {
     std::uint64_t weights = 0;
     for (const FileEntry& entry : bundle.manifest.files)
-        if (entry.name.starts_with("graphs/")) weights += entry.bytes;
+        if (entry.name.starts_with("graphs/") && !entry.name.ends_with(".layers")) weights += entry.bytes;
     const auto cells = std::uint64_t(bundle.cells_wide()) * std::uint64_t(bundle.cells_high());
     const std::uint64_t tensor = 4 * std::uint64_t(bundle.manifest.network_width) * cells;
     return engine_bytes + weights + tensor * std::uint64_t(frames) * (live_frame + live_prompt * prompts);

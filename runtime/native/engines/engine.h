@@ -44,7 +44,7 @@ typedef struct pc_engine_module {
      */
     const char* (*variant)(void* engine);
 
-    /* Loads <path>.onnx or what was compiled from it. NULL on failure: "engine-load". */
+    /* Loads <path>.onnx or what was compiled from it; "native" loads <path>.layers. NULL on failure: "engine-load". */
     void* (*load)(void* engine, const char* path, pc_engine_failure* failure);
     void (*unload)(void* graph);
     /* The name of input `index`; NULL behind the last one. */

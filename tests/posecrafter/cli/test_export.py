@@ -34,7 +34,7 @@ def test_export_writes_a_bundle_and_prints_its_parity_and_the_engine_that_genera
     report = json.loads(done.stdout.splitlines()[-1])
     assert report["bundle"] == str(tmp_path / "bundle")
     assert report["parity"]["denoiser"] <= report["parity"]["bound_graph"]
-    assert report["engine"].split()[0] in ("onnxruntime", "openvino")
+    assert report["engine"].split()[0] in ("onnxruntime", "native", "openvino")
     assert "measured on" in report["engine_why"]
     # What export measured is what the first `generate` goes by.
     (kept,) = (tmp_path / "cache" / "posecrafter" / "engines").glob("*.json")

@@ -1,15 +1,17 @@
 from __future__ import annotations
 
 import platform
+import shutil
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from posecrafter.errors import EngineError
 from posecrafter.runtime import engines
-from posecrafter.runtime.engines import choose_engine, open_engine
+from posecrafter.runtime.engines import choose_engine, native, open_engine
 from posecrafter.runtime.engines.processor import describe_processor, has_bf16
 
 Hide = Callable[..., None]
@@ -23,6 +25,59 @@ def hide(monkeypatch: pytest.MonkeyPatch) -> Hide:
         monkeypatch.setattr(engines, "find_spec", lambda name: None if name in names else find_spec(name))
 
     return run
+
+
+@pytest.fixture
+def layered(toy_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
+    """The toy bundle with an index of layers, on a processor for which the engine 'native' has these kernels; "" for a
+    machine without that engine."""
+    folder = Path(shutil.copytree(toy_bundle, tmp_path / "bundle"))
+    (folder / "graphs" / "denoiser.layers").write_text("")
+
+    def with_kernels(words: str) -> Path:
+        found = Path(__file__) if words else None
+        monkeypatch.setattr(native, "find_spec", lambda name: found and SimpleNamespace(origin=str(found)))
+        monkeypatch.setattr(native, "load_library", lambda path: SimpleNamespace(kernels=lambda: words))
+        return folder
+
+    return with_kernels
+
+
+@pytest.mark.parametrize("kernels", ["avx2", "avx512"])
+@pytest.mark.parametrize("flags", ["", "amx_bf16"])
+def test_auto_takes_native_where_it_has_kernels_for_the_cpu(
+    kernels: str, flags: str, layered: Callable[[str], Path], processor: Callable[[str], Path]
+) -> None:
+    processor(flags)
+    choice = choose_engine(layered(kernels))
+    assert (choice.name, choice.precision) == ("native", None)
+    assert kernels in choice.told
+
+
+def test_auto_passes_native_over_where_its_kernels_are_plain_and_says_so(
+    layered: Callable[[str], Path], processor: Callable[[str], Path], hide: Hide
+) -> None:
+    processor("")
+    choice = choose_engine(layered("plain"))
+    assert choice.name == "onnxruntime"
+    assert "--engine native takes it all the same" in choice.told
+    hide("onnxruntime")
+    assert choose_engine(layered("plain")).name == "openvino"
+    hide("onnxruntime", "openvino")
+    assert choose_engine(layered("plain")).name == "native"
+
+
+def test_auto_takes_another_engine_where_native_is_not_built_or_the_bundle_has_no_layers(
+    layered: Callable[[str], Path], toy_bundle: Path, processor: Callable[[str], Path]
+) -> None:
+    processor("")
+    choice = choose_engine(layered(""))
+    assert choice.name == "onnxruntime"
+    assert "C++20 compiler" in choice.told
+    layered("avx512")
+    choice = choose_engine(toy_bundle)
+    assert choice.name == "onnxruntime"
+    assert "denoiser.layers is missing" in choice.told
 
 
 @pytest.mark.parametrize("flag", ["amx_bf16", "avx512_bf16"])

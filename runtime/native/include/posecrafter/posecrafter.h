@@ -63,13 +63,16 @@ typedef struct pc_session pc_session;
 typedef struct pc_options {
     uint32_t struct_size;
     int32_t threads;            /* CPU threads; 0: the engine's default, one a core */
-    const char* engine;         /* "onnxruntime", "openvino", "tensorrt", or the path of a module; NULL or "auto": the
-                                   first that opens of openvino and onnxruntime, in this order on a processor that
-                                   multiplies bfloat16, in the other elsewhere */
-    const char* engine_library; /* the engine's own library, "/.../libonnxruntime.so.1"; NULL: the loader's path */
+    const char* engine;         /* "native", "onnxruntime", "openvino", "tensorrt", or the path of a module; NULL or
+                                   "auto": the first that opens of native, where the processor has AVX2, the bundle has
+                                   layers and neither a library nor another device is named, and of openvino and
+                                   onnxruntime, in this order on a processor that multiplies bfloat16, in the other
+                                   elsewhere */
+    const char* engine_library; /* the engine's own library, "/.../libonnxruntime.so.1"; NULL: the loader's path; native
+                                   has none */
     const char* device;         /* "cpu"; for onnxruntime also "cuda", "tensorrt"; for tensorrt "cuda" or "cuda:1", ...;
                                    NULL: the engine's default */
-    const char* precision;      /* of openvino's arithmetic, "fp32" or "bf16"; NULL: the engine's default */
+    const char* precision; /* of native's and openvino's arithmetic, "fp32" or "bf16"; NULL: the engine's default */
 } pc_options;
 
 static inline void pc_options_init(pc_options* options) {
@@ -82,7 +85,8 @@ static inline void pc_options_init(pc_options* options) {
  * Codes: "bundle-missing", "bundle-manifest", "bundle-format", "bundle-path", "bundle-file-missing",
  * "bundle-file-unlisted", "bundle-hash", "bundle-person", "pack-weights" (of a bundle exported with --shared),
  * "engine-unknown", "engine-missing", "engine-version" (the engine's library is too old), "engine-device",
- * "engine-precision", "engine-memory", "null-argument", "struct-size". Graphs are loaded when they are first needed. */
+ * "engine-precision", "engine-load" (native, of a bundle without layers), "engine-memory", "null-argument",
+ * "struct-size". Graphs are loaded when they are first needed. */
 PC_API pc_status pc_open(const char* bundle, const pc_options* options, pc_session** session);
 
 /* Free the session and set *session to NULL. NULL in *session is not an error. Code: "session-busy". */

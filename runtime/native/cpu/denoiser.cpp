@@ -1,0 +1,291 @@
+// One solver step: ControlNet, UNet, guidance, x_next = a x + b eps. finetune/network.py is the same in PyTorch.
+#include <cmath>
+#include <cstring>
+#include <optional>
+#include <utility>
+
+#include "blocks.hpp"
+#include "graphs.hpp"
+
+namespace posecrafter::cpu {
+
+namespace {
+
+/* What the configuration says of both networks. */
+struct Size {
+    explicit Size(const Layers& layers)
+        : in(layers.whole("in_channels")),
+          out(layers.whole("out_channels")),
+          text(layers.whole("text_width")),
+          layers(layers.whole("layers")),
+          depth(layers.whole("depth")),
+          groups(layers.whole("groups")),
+          levels(layers.whole("levels")),
+          eps(static_cast<float>(layers.number("eps"))),
+          transformer_eps(static_cast<float>(layers.number("transformer_eps"))) {
+        for (int level = 0; level < levels; ++level) {
+            const std::string number = std::to_string(level);
+            widths.push_back(layers.whole("width." + number));
+            heads.push_back(layers.whole("heads." + number));
+            attention.push_back(layers.number("attention." + number) != 0);
+        }
+        if (levels < 1 || levels > kMostLevels || layers.number("block_eps") != 1e-5)
+            throw LayersError("the denoiser's sizes are none that this engine knows; take --engine onnxruntime");
+    }
+    int in, out, text, layers, depth, groups, levels;
+    float eps, transformer_eps;
+    std::vector<int> widths, heads;
+    std::vector<bool> attention;
+};
+
+/* An activation and how its images are made up. */
+struct Part {
+    Images images;
+    Fold fold;
+};
+
+/* What a pass's layers all see. */
+struct Context {
+    Time time;
+    Text text;
+};
+
+/* One resolution's ResBlocks and Transformers. */
+struct Level {
+    Level(Machine& machine, const Layers& layers, const std::string& name, const Size& size, int level, int count) {
+        const std::size_t at = static_cast<std::size_t>(level);
+        for (int index = 0; index < count; ++index) {
+            const std::string number = std::to_string(index);
+            blocks.emplace_back(machine, layers, name + ".resnets." + number, size.groups, size.eps, true);
+            if (size.attention[at])
+                attentions.emplace_back(machine, layers, name + ".attentions." + number, size.heads[at], size.depth,
+                                        size.groups, size.transformer_eps);
+        }
+    }
+
+    Part layer(Machine& machine, std::size_t index, const Images& x, Fold fold, const Context& context) const {
+        Images y = blocks[index].run(machine, x, context.time, fold.frames);
+        if (attentions.empty()) return {std::move(y), fold};
+        return {attentions[index].run(machine, y, context.text, fold), fold.done()};
+    }
+
+    std::vector<ResBlock> blocks;
+    std::vector<Transformer> attentions;
+    std::optional<Convolution3x3> resize;  // downsampling, or what follows doubling
+};
+
+/* What UNet and ControlNet share: the way down and the middle. */
+class Network {
+  public:
+    Network(Machine& machine, const Layers& layers, const std::string& name, const Size& size)
+        : conv_in_(machine, layers, name + ".conv_in"),
+          time1_(machine, layers, {name + ".time_embedding.linear_1"}),
+          time2_(machine, layers, {name + ".time_embedding.linear_2"}),
+          middle1_(machine, layers, name + ".mid_block.resnets.0", size.groups, size.eps, true),
+          middle2_(machine, layers, name + ".mid_block.resnets.1", size.groups, size.eps, true),
+          across_(machine, layers, name + ".mid_block.attentions.0", size.heads.back(), size.depth, size.groups,
+                  size.transformer_eps) {
+        check_width(time1_.outputs(), time2_.inputs());
+        for (int level = 0; level < size.levels; ++level) {
+            const std::string own = name + ".down_blocks." + std::to_string(level);
+            down_.emplace_back(machine, layers, own, size, level, size.layers);
+            if (level + 1 < size.levels) down_.back().resize.emplace(machine, layers, own + ".downsamplers.0.conv", 2);
+        }
+    }
+
+    int time_width() const { return time2_.outputs(); }
+
+    /* silu of the time embedding, [E]: sinusoids, cosines first, through two products. */
+    Block embed(Machine& machine, std::int64_t timestep) const {
+        const int width = time1_.inputs(), half = width / 2, wide = time2_.outputs();
+        Block waves = machine.arena.take(static_cast<std::size_t>(width)), inner = machine.arena.take(wide),
+              out = machine.arena.take(wide);
+        for (int i = 0; i < half; ++i) {
+            const float angle =
+                static_cast<float>(timestep) * std::exp(-std::log(10000.0f) * (static_cast<float>(i) / half));
+            waves.data()[i] = std::cos(angle);
+            waves.data()[half + i] = std::sin(angle);
+        }
+        const auto activate = [](float* x, int count) {
+            for (int i = 0; i < count; ++i) x[i] = x[i] / (1 + std::exp(-x[i]));
+        };
+        machine.k.multiply(time1_.product(waves.data(), inner.data()), 0, 1);
+        activate(inner.data(), wide);
+        machine.k.multiply(time2_.product(inner.data(), out.data()), 0, 1);
+        activate(out.data(), wide);
+        return out;
+    }
+
+    /* Every skip on the way down, and last the middle. add: to conv_in's output, or nullptr. */
+    std::vector<Part> down(Machine& machine, const Images& x, const Images* add, Fold fold,
+                           const Context& context) const {
+        std::vector<Part> skips;
+        if (add) check_width(add->channels, conv_in_.outputs());
+        skips.push_back({conv_in_.run(machine, x, {}, nullptr, add ? add->data() : nullptr), fold});
+        for (const Level& level : down_) {
+            for (std::size_t index = 0; index < level.blocks.size(); ++index)
+                skips.push_back(level.layer(machine, index, skips.back().images, skips.back().fold, context));
+            if (level.resize) skips.push_back({level.resize->run(machine, skips.back().images), skips.back().fold});
+        }
+        const Part& last = skips.back();
+        Images y = middle1_.run(machine, last.images, context.time, fold.frames);
+        y = across_.run(machine, y, context.text, last.fold);
+        skips.push_back({middle2_.run(machine, y, context.time, fold.frames), fold.done()});
+        return skips;
+    }
+
+  private:
+    Convolution3x3 conv_in_;
+    Linear time1_, time2_;
+    std::vector<Level> down_;
+    ResBlock middle1_, middle2_;
+    Transformer across_;
+};
+
+class Denoiser : public Graph {
+  public:
+    Denoiser(Machine& machine, const Layers& layers)
+        : Graph({"x", "timestep", "a", "b", "text", "weight", "pose_features", "control_scale"}),
+          size_(layers),
+          control_(machine, layers, "controlnet", size_),
+          unet_(machine, layers, "unet", size_),
+          norm_out_(layers, "unet.conv_norm_out", size_.groups, size_.eps),
+          conv_out_(machine, layers, "unet.conv_out") {
+        for (int index = 0; layers.has("controlnet.controlnet_down_blocks." + std::to_string(index) + ".weight");
+             ++index)
+            residuals_.emplace_back(machine, layers,
+                                    std::vector{"controlnet.controlnet_down_blocks." + std::to_string(index)});
+        residuals_.emplace_back(machine, layers, std::vector<std::string>{"controlnet.controlnet_mid_block"});
+        for (int index = 0; index < size_.levels; ++index) {
+            const std::string own = "unet.up_blocks." + std::to_string(index);
+            up_.emplace_back(machine, layers, own, size_, size_.levels - 1 - index, size_.layers + 1);
+            if (index + 1 < size_.levels) up_.back().resize.emplace(machine, layers, own + ".upsamplers.0.conv");
+        }
+    }
+
+    std::vector<Made> run(Machine& machine, const std::vector<Given>& given) override {
+        const Given &latents = given[0], &text = given[4];
+        check_sizes("x", latents, {0, size_.in, 0, 0});
+        check_sizes("timestep", given[1], {1}, true);
+        for (std::size_t index : {2, 3, 7})
+            check_sizes(inputs()[index], given[index], std::vector<int>(given[index].sizes.empty() ? 0 : 1, 1));
+        check_sizes("text", text, {0, 0, size_.text});
+        check_sizes("weight", given[5], {text.sizes[0]});
+        const int frames = latents.sizes[0], high = latents.sizes[2], wide = latents.sizes[3];
+        check_sizes("pose_features", given[6], {frames, size_.widths[0], high, wide});
+        check_cells({text.sizes[0], frames, high, wide});
+        const int least = 1 << (size_.levels - 1);
+        if (high < least || wide < least)
+            throw LayersError("x has fewer than " + std::to_string(least) + " cells a side");
+        if (sizes_ != std::pair(latents.sizes, text.sizes)) {
+            machine.arena.trim();
+            sizes_ = {latents.sizes, text.sizes};
+        }
+        const Fold fold{text.sizes[0], frames};
+        const std::int64_t timestep = given[1].integers()[0];
+        Context context{{}, {text.floats(), text.sizes[0], text.sizes[1], text.sizes[2]}};
+
+        const Images x = from_planar(machine, latents);
+        std::vector<Part> skips = controlled(machine, x, given[6], timestep, fold, context, given[7].floats()[0]);
+        const Block time = unet_.embed(machine, timestep);
+        context.time = {time.data(), unet_.time_width()};
+        const Images eps = up(machine, skips, context);
+        return mix(machine, eps, latents, given[5].floats(), given[2].floats()[0], given[3].floats()[0]);
+    }
+
+  private:
+    /* The UNet's skips and middle with ControlNet's residuals added, `scale` times. */
+    std::vector<Part> controlled(Machine& machine, const Images& x, const Given& pose, std::int64_t timestep, Fold fold,
+                                 Context context, float scale) const {
+        const Images features = from_planar(machine, pose);
+        const Block time = control_.embed(machine, timestep);
+        context.time = {time.data(), control_.time_width()};
+        std::vector<Part> control = control_.down(machine, x, &features, fold, context);
+        const Block own = unet_.embed(machine, timestep);
+        context.time = {own.data(), unet_.time_width()};
+        std::vector<Part> skips = unet_.down(machine, x, nullptr, fold, context);
+        if (control.size() != residuals_.size() || skips.size() != control.size())
+            throw LayersError("ControlNet and UNet have different skips; export the bundle again");
+        for (std::size_t index = 0; index < skips.size(); ++index) {
+            const Images& skip = skips[index].images;
+            check_width(control[index].images.channels, residuals_[index].inputs());
+            check_width(skip.channels, residuals_[index].outputs());
+            Product product = residuals_[index].product(control[index].images.data(), skip.data());
+            product.factor = scale, product.add = skip.data();
+            machine.by_rows(skip.rows(), 96, [&](int begin, int end, int) { machine.k.multiply(product, begin, end); });
+            control[index].images = {};
+        }
+        return skips;
+    }
+
+    /* From the middle, the last of `skips`, back up: eps of every prompt, [B*F, h, w, L]. */
+    Images up(Machine& machine, std::vector<Part>& skips, const Context& context) const {
+        Part y = std::move(skips.back());
+        skips.pop_back();
+        for (const Level& level : up_) {
+            for (std::size_t index = 0; index < level.blocks.size(); ++index) {
+                const Images both = join(machine, y, skips.back());
+                skips.pop_back();
+                y = level.layer(machine, index, both, y.fold, context);
+            }
+            if (level.resize) {
+                const Images& beside = skips.back().images;
+                y.images = level.resize->run(machine, y.images, {}, beside.high, beside.wide);
+            }
+        }
+        const Scaling scaling = norm_out_.scaling(machine, y.images, y.fold.frames);
+        return conv_out_.run(machine, y.images, {&scaling, true});
+    }
+
+    /* Channels of what comes from below, then of the skip beside it, which the prompts may still share. */
+    static Images join(Machine& machine, const Part& below, const Part& skip) {
+        const Images &y = below.images, &s = skip.images;
+        Images both = machine.images(y.count, y.high, y.wide, y.channels + s.channels);
+        machine.threads.share(y.count, [&](int image, int) {
+            const float *left = y.image(image), *right = s.image(s.count == y.count ? image : image % s.count);
+            float* to = both.image(image);
+            for (int cell = 0; cell < y.cells(); ++cell, to += both.channels, left += y.channels, right += s.channels) {
+                std::memcpy(to, left, sizeof(float) * static_cast<std::size_t>(y.channels));
+                std::memcpy(to + y.channels, right, sizeof(float) * static_cast<std::size_t>(s.channels));
+            }
+        });
+        return both;
+    }
+
+    std::vector<Made> mix(Machine& machine, const Images& each, const Given& x, const float* weight, float a,
+                          float b) const {
+        check_width(each.channels, x.sizes[1]);
+        const int frames = x.sizes[0], prompts = each.count / frames;
+        const std::size_t count = each.size() / static_cast<std::size_t>(prompts);
+        const Block mixed = machine.arena.take(count);
+        for (std::size_t i = 0; i < count; ++i) {
+            float sum = 0;
+            for (int prompt = 0; prompt < prompts; ++prompt)
+                sum += weight[prompt] * each.data()[static_cast<std::size_t>(prompt) * count + i];
+            mixed.data()[i] = sum;
+        }
+        Made next = made("x_next", x.sizes), eps = made("eps", x.sizes);
+        to_planar(mixed.data(), frames, each.cells(), each.channels, eps.data.get());
+        for (std::size_t i = 0; i < count; ++i) next.data[i] = a * x.floats()[i] + b * eps.data[i];
+        std::vector<Made> outputs;
+        outputs.push_back(std::move(next));
+        outputs.push_back(std::move(eps));
+        return outputs;
+    }
+
+    Size size_;
+    Network control_, unet_;
+    std::vector<Linear> residuals_;
+    std::vector<Level> up_;
+    GroupNorm norm_out_;
+    Convolution3x3 conv_out_;
+    std::pair<std::vector<int>, std::vector<int>> sizes_;
+};
+
+}  // namespace
+
+std::unique_ptr<Graph> make_denoiser(Machine& machine, const Layers& layers) {
+    return std::make_unique<Denoiser>(machine, layers);
+}
+
+}  // namespace posecrafter::cpu

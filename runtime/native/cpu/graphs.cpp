@@ -1,0 +1,61 @@
+#include "graphs.hpp"
+
+#include <climits>
+
+namespace posecrafter::cpu {
+
+std::unique_ptr<Graph> make_graph(Machine& machine, const Layers& layers) {
+    if (layers.graph() == "denoiser") return make_denoiser(machine, layers);
+    if (layers.graph() == "vae_decoder") return make_decoder(machine, layers);
+    if (layers.graph() == "pose_encoder") return make_pose_encoder(machine, layers);
+    if (layers.graph() == "text_encoder") return make_text_encoder(machine, layers);
+    throw LayersError("'" + layers.graph() + "' is no graph that this engine knows");
+}
+
+void check_sizes(const std::string& name, const Given& given, const std::vector<int>& sizes, bool whole) {
+    bool same = given.sizes.size() == sizes.size() && given.whole == whole;
+    for (std::size_t i = 0; same && i < sizes.size(); ++i)
+        same = sizes[i] == 0 ? given.sizes[i] > 0 : given.sizes[i] == sizes[i];
+    if (same) return;
+    const auto words = [](const std::vector<int>& all, bool integers) {
+        std::string text;
+        for (int size : all) text += (text.empty() ? "" : ", ") + (size ? std::to_string(size) : std::string("any"));
+        return std::string(integers ? "int64" : "float32") + " [" + text + "]";
+    };
+    throw LayersError(name + " is " + words(given.sizes, given.whole) + ", not " + words(sizes, whole));
+}
+
+void check_cells(std::initializer_list<int> sizes) {
+    double cells = 1;
+    for (int size : sizes) cells *= size;
+    if (cells > INT_MAX)
+        throw LayersError("a pass is too large for the engine 'native'; render fewer frames at a time");
+}
+
+Images from_planar(Machine& machine, const Given& planar) {
+    Images made = machine.images(planar.sizes[0], planar.sizes[2], planar.sizes[3], planar.sizes[1]);
+    const int cells = made.cells(), channels = made.channels;
+    machine.threads.share(made.count, [&](int image, int) {
+        const float* from = planar.floats() + static_cast<std::size_t>(image) * cells * channels;
+        float* to = made.image(image);
+        for (int cell = 0; cell < cells; ++cell)
+            for (int channel = 0; channel < channels; ++channel)
+                *to++ = from[static_cast<std::size_t>(channel) * cells + cell];
+    });
+    return made;
+}
+
+void to_planar(const float* images, int count, int cells, int channels, float* planar) {
+    for (int image = 0; image < count; ++image, images += static_cast<std::size_t>(cells) * channels)
+        for (int channel = 0; channel < channels; ++channel)
+            for (int cell = 0; cell < cells; ++cell)
+                *planar++ = images[static_cast<std::size_t>(cell) * channels + channel];
+}
+
+Made made(std::string name, std::vector<int> sizes) {
+    std::size_t count = 1;
+    for (int size : sizes) count *= static_cast<std::size_t>(size);
+    return {std::move(name), std::move(sizes), std::shared_ptr<float[]>(new float[count])};
+}
+
+}  // namespace posecrafter::cpu

@@ -1,0 +1,67 @@
+// The four graphs of a bundle, from their layers. Borders are those of the bundle's ONNX: planar images, float32.
+#pragma once
+
+#include <cstdint>
+#include <initializer_list>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "layers.hpp"
+#include "ops.hpp"
+
+namespace posecrafter::cpu {
+
+/* What crosses a border: float32 or int64 numbers, not owned. */
+struct Given {
+    std::vector<int> sizes;
+    const void* data;
+    bool whole;  // int64
+    const float* floats() const { return static_cast<const float*>(data); }
+    const std::int64_t* integers() const { return static_cast<const std::int64_t*>(data); }
+};
+
+struct Made {
+    std::string name;
+    std::vector<int> sizes;
+    std::shared_ptr<float[]> data;
+};
+
+/* One graph. Runs from one thread at a time. */
+class Graph {
+  public:
+    virtual ~Graph() = default;
+    /* Inputs in the order of `inputs`; throws LayersError for sizes that do not belong together. */
+    virtual std::vector<Made> run(Machine& machine, const std::vector<Given>& given) = 0;
+    const std::vector<std::string>& inputs() const { return inputs_; }
+
+  protected:
+    explicit Graph(std::vector<std::string> inputs) : inputs_(std::move(inputs)) {}
+
+  private:
+    std::vector<std::string> inputs_;
+};
+
+std::unique_ptr<Graph> make_denoiser(Machine& machine, const Layers& layers);
+std::unique_ptr<Graph> make_decoder(Machine& machine, const Layers& layers);
+std::unique_ptr<Graph> make_pose_encoder(Machine& machine, const Layers& layers);
+std::unique_ptr<Graph> make_text_encoder(Machine& machine, const Layers& layers);
+
+/* By the name that the layers give themselves. Throws LayersError. */
+std::unique_ptr<Graph> make_graph(Machine& machine, const Layers& layers);
+
+/* More than any network has. */
+constexpr int kMostLevels = 8;
+
+/* Throws LayersError unless given's sizes are these, 0 stands for any, and its numbers of that kind. */
+void check_sizes(const std::string& name, const Given& given, const std::vector<int>& sizes, bool whole = false);
+
+/* Throws LayersError where the product of these sizes, a pass's cells, is more than an int counts. */
+void check_cells(std::initializer_list<int> sizes);
+
+/* Planar [count, channels, h, w] -> channels-last, and back. */
+Images from_planar(Machine& machine, const Given& planar);
+void to_planar(const float* images, int count, int cells, int channels, float* planar);
+Made made(std::string name, std::vector<int> sizes);
+
+}  // namespace posecrafter::cpu

@@ -1,0 +1,153 @@
+// Layers with their packed weights, over images that are channels-last: how a kernel's work is shared out among
+// threads.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "kernels.hpp"
+#include "layers.hpp"
+#include "memory.hpp"
+#include "threads.hpp"
+
+namespace posecrafter::cpu {
+
+/* [images, high, wide, channels]; tokens [images, high wide, channels] are the same. */
+struct Images {
+    Block block;
+    int count = 0, high = 0, wide = 0, channels = 0;
+
+    float* data() const { return block.data(); }
+    int cells() const { return high * wide; }
+    int rows() const { return count * cells(); }
+    std::size_t size() const { return static_cast<std::size_t>(rows()) * static_cast<std::size_t>(channels); }
+    float* image(int index) const {
+        return data() + static_cast<std::size_t>(index * cells()) * static_cast<std::size_t>(channels);
+    }
+};
+
+/* What every layer runs on. Used from one thread at a time. */
+class Machine {
+  public:
+    /* bf16: products of tokens round to it where they can. */
+    Machine(int threads, bool bf16);
+
+    const Kernels& k;
+    const bool bf16;
+    Threads threads;
+    Arena arena;
+
+    Images images(int count, int high, int wide, int channels);
+    /* Floats of a thread's own, at least so many; what they held is gone. */
+    float* scratch(int thread, std::size_t count);
+    /* body(first row, row behind the last, thread) for rows 0..rows in blocks. */
+    template <class Body>
+    void by_rows(int rows, int block, const Body& body) {
+        threads.share((rows + block - 1) / block, [&](int index, int thread) {
+            const int begin = index * block;
+            body(begin, begin + block < rows ? begin + block : rows, thread);
+        });
+    }
+
+  private:
+    struct Scratch {
+        Floats data;
+        std::size_t size = 0;
+    };
+    std::vector<Scratch> scratch_;
+};
+
+/* Throws LayersError unless a layer gets as many channels as it has weights for. */
+void check_width(int found, int wanted);
+
+/* y = x W^T + bias, from one torch Linear or 1x1 convolution, or several side by side. */
+class Linear {
+  public:
+    Linear() = default;
+    /* bf16: numbers are rounded to it, if the kernels multiply it. */
+    Linear(const Machine& machine, const Layers& layers, const std::vector<std::string>& names, bool bf16 = false);
+
+    int inputs() const { return inputs_; }
+    int outputs() const { return outputs_; }
+    const float* bias() const { return bias_.get(); }
+    Product product(const float* a, float* c) const;
+
+  private:
+    Floats packed_, bias_;
+    int inputs_ = 0, outputs_ = 0;
+    bool bf16_ = false;
+};
+
+/* value gelu(gate), of two Linears. */
+class GatedLinear {
+  public:
+    GatedLinear() = default;
+    GatedLinear(const Machine& machine, const Layers& layers, const std::string& value, const std::string& gate);
+
+    int inputs() const { return inputs_; }
+    int outputs() const { return outputs_; }
+    Product product(const float* a, float* c) const;
+
+  private:
+    Floats packed_, bias_;
+    int inputs_ = 0, outputs_ = 0;
+    bool bf16_ = false;
+};
+
+/* A norm's weight and bias. */
+struct Affine {
+    Affine() = default;
+    Affine(const Layers& layers, const std::string& name);
+    Floats weight, bias;
+    int channels = 0;
+};
+
+/* Scale and shift that norm groups of channels, [clips, channels] each. */
+struct Scaling {
+    Block scale, shift;
+    int frames = 1;  // images of a clip
+};
+
+class GroupNorm {
+  public:
+    GroupNorm() = default;
+    GroupNorm(const Layers& layers, const std::string& name, int groups, float eps);
+    /* Statistics over `frames` images together. */
+    Scaling scaling(Machine& machine, const Images& x, int frames) const;
+
+  private:
+    Affine affine_;
+    int groups_ = 1;
+    float eps_ = 0;
+};
+
+/* How a convolution reads its input: as it is, or normed, and activated. */
+struct Reading {
+    const Scaling* norm = nullptr;
+    bool silu = false;
+};
+
+class Convolution3x3 {
+  public:
+    Convolution3x3() = default;
+    /* A convolution behind doubling may lie in the bundle as the transposed one that does both. */
+    Convolution3x3(Machine& machine, const Layers& layers, const std::string& name, int stride = 1);
+
+    int outputs() const { return outputs_; }
+    /* With stride 1 to [high, wide], x resized to it; bias: other than the layer's; add: of the output's shape. */
+    Images run(Machine& machine, const Images& x, Reading reading, int high, int wide, const float* bias = nullptr,
+               const float* add = nullptr) const;
+    Images run(Machine& machine, const Images& x, Reading reading = {}, const float* bias = nullptr,
+               const float* add = nullptr) const;
+    const float* bias() const { return bias_.get(); }
+
+  private:
+    Floats packed_, bias_;
+    int inputs_ = 0, outputs_ = 0, stride_ = 1;
+    bool winograd_ = false;
+};
+
+/* c = a W^T + bias over all rows of x; add and factor as in Product. */
+Images multiply(Machine& machine, const Linear& layer, const Images& x, const float* add = nullptr);
+
+}  // namespace posecrafter::cpu

@@ -1,0 +1,157 @@
+// What the CPU engine's layers run on: threads that share out work, memory that is used again; and one graph on both.
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <chrono>
+#include <cmath>
+#include <new>
+#include <numeric>
+#include <stdexcept>
+#include <thread>
+
+#include "check.hpp"
+#include "graphs.hpp"
+
+namespace {
+
+using namespace posecrafter::cpu;
+
+constexpr float kTolerance = 1e-6F;
+
+void every_task_is_done_once(Threads& threads) {
+    for (int round = 0; round < 300; ++round) {
+        const int tasks = round % 37;
+        std::vector<int> done(static_cast<std::size_t>(tasks));  // no atomics: a race is ThreadSanitizer's to find
+        std::atomic<bool> known{true};
+        threads.share(tasks, [&](int index, int thread) {
+            ++done[static_cast<std::size_t>(index)];
+            if (thread < 0 || thread >= threads.count()) known = false;
+        });
+        CLAIM(known && std::all_of(done.begin(), done.end(), [](int times) { return times == 1; }));
+    }
+}
+
+// Rounds so far apart that the threads have gone to sleep.
+void sleepers_wake_up(Threads& threads) {
+    for (int round = 0; round < 5; ++round) {
+        std::this_thread::sleep_for(std::chrono::milliseconds(5));
+        std::atomic<int> done{0};
+        threads.share(50, [&](int, int) { ++done; });
+        CLAIM(done == 50);
+    }
+}
+
+void what_a_task_throws_comes_out(Threads& threads) {
+    for (int round = 0; round < 50; ++round) {
+        std::string told;
+        try {
+            threads.share(64, [&](int index, int) {
+                if (index % 16 == 7) throw std::runtime_error("no room");
+            });
+        } catch (const std::runtime_error& error) {
+            told = error.what();
+        }
+        CLAIM(told == "no room");
+    }
+    every_task_is_done_once(threads);
+}
+
+// Blocks given back in any order never overlap while they live, and are used again.
+void blocks_are_used_again() {
+    Arena arena;
+    std::vector<Block> blocks;
+    for (int round = 0; round < 500; ++round) {
+        const std::size_t count = static_cast<std::size_t>(1 + round * 7919 % 1000);
+        blocks.push_back(arena.take(count));
+        CLAIM(reinterpret_cast<std::uintptr_t>(blocks.back().data()) % 64 == 0);
+        std::fill_n(blocks.back().data(), count, static_cast<float>(round));
+        if (blocks.size() > 5) {
+            const auto old = blocks.begin() + round % 5;
+            const float held = old->data()[0];
+            CLAIM(held >= 0 && held < static_cast<float>(round));
+            blocks.erase(old);
+        }
+        if (round % 100 == 99) arena.trim();
+    }
+    blocks.clear();
+    arena.trim();
+    const float* place = arena.take(100).data();  // given back at once
+    CLAIM(arena.take(60).data() == place);
+    CLAIM(arena.take(40).data() != place);  // less than half of it
+    try {
+        arena.take(SIZE_MAX / 4);
+        claim(false, "there is not so much memory", __LINE__);
+    } catch (const std::bad_alloc&) {
+    }
+}
+
+std::vector<float> features(int threads, int frames, int high, int wide) {
+    Machine machine(threads, false);
+    const Layers layers(LAYERS "/pose-encoder");
+    const auto graph = make_graph(machine, layers);
+    std::vector<float> maps(static_cast<std::size_t>(frames * 3 * high * wide));
+    for (std::size_t i = 0; i < maps.size(); ++i) maps[i] = static_cast<float>(i % 11) / 11;
+    std::vector<float> out;
+    for (int round = 0; round < 2; ++round) {
+        const std::vector<Made> made = graph->run(machine, {{{frames, 3, high, wide}, maps.data(), false}});
+        CLAIM(made.size() == 1 && made[0].name == "pose_features");
+        const auto& sizes = made[0].sizes;
+        CLAIM((sizes == std::vector<int>{frames, 5, (high + 1) / 2, (wide + 1) / 2}));
+        const std::size_t count = std::accumulate(sizes.begin(), sizes.end(), std::size_t{1},
+                                                  [](std::size_t all, int size) { return all * std::size_t(size); });
+        const std::vector<float> again(made[0].data.get(), made[0].data.get() + count);
+        CLAIM(round == 0 || again == out);
+        out = again;
+    }
+    return out;
+}
+
+// Up to which products and sums a compiler takes together: rows are grouped differently.
+void a_graphs_numbers_do_not_depend_on_its_threads() {
+    for (const auto& [frames, high, wide] : {std::array{1, 1, 1}, {3, 9, 7}, {17, 16, 24}}) {
+        const std::vector<float> alone = features(1, frames, high, wide);
+        std::vector<std::thread> callers;
+        for (const int threads : {2, 3, 4})
+            callers.emplace_back([&, threads, frames = frames, high = high, wide = wide] {
+                const std::vector<float> shared = features(threads, frames, high, wide);
+                for (std::size_t i = 0; i < alone.size(); ++i) CLAIM(std::abs(shared[i] - alone[i]) <= kTolerance);
+            });
+        for (std::thread& caller : callers) caller.join();
+    }
+}
+
+// A graph refuses what does not fit, and runs on.
+void sizes_that_do_not_fit_are_refused() {
+    Machine machine(2, false);
+    const auto graph = make_graph(machine, Layers(LAYERS "/pose-encoder"));
+    const std::vector<float> maps(3 * 8 * 8);
+    const auto refused = [&](std::vector<int> sizes, bool whole) {
+        try {
+            graph->run(machine, {{std::move(sizes), maps.data(), whole}});
+        } catch (const LayersError&) {
+            return true;
+        }
+        return false;
+    };
+    CLAIM(refused({1, 4, 8, 8}, false));
+    CLAIM(refused({3, 8, 8}, false));
+    CLAIM(refused({0, 3, 8, 8}, false));
+    CLAIM(refused({1, 3, 8, 8}, true));
+    CLAIM(refused({1 << 16, 3, 1 << 16, 1 << 16}, false));
+    CLAIM(!refused({1, 3, 8, 8}, false));
+}
+
+}  // namespace
+
+int main() {
+    for (const int count : {1, 2, 4}) {
+        Threads threads(count);
+        every_task_is_done_once(threads);
+        sleepers_wake_up(threads);
+        what_a_task_throws_comes_out(threads);
+    }
+    blocks_are_used_again();
+    a_graphs_numbers_do_not_depend_on_its_threads();
+    sizes_that_do_not_fit_are_refused();
+    return failures;
+}
