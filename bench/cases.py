@@ -57,7 +57,9 @@ OURS = (
     *(Runner(name, "reference") for name in ENGINES),
     *(Runner(name, "reference", repeated=True) for name in ENGINES),
 )
-BF16 = (Runner("openvino", "reference", "bf16"), Runner("openvino", "reference", "bf16", repeated=True))
+BF16 = tuple(
+    Runner(name, "reference", "bf16", repeated=repeated) for name in ("native", "openvino") for repeated in (False, True)
+)
 VARIANTS = tuple(
     Runner(f"published {name}", precision="bf16" if "bf16" in name else "fp32")
     for name in ("full attention", "channels-last", "compile", "compile channels-last", "channels-last bf16")
@@ -66,7 +68,7 @@ VARIANTS = tuple(
 QUICK = (
     Case("quick", "render", (EAGER, OURS[0], OURS[3], OURS[6]), frames=4, steps=2, rounds=2),
     Case("quick memory, published", "memory", (EAGER,), frames=4, steps=1),
-    Case("quick memory, onnxruntime", "memory", (OURS[2],), frames=4, steps=1),
+    Case("quick memory, native", "memory", (OURS[0],), frames=4, steps=1),
 )
 """Made for two minutes on two idle cores, the bundle that it makes first included."""
 
