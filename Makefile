@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TYPED := build/typed
 EXTENSION = setup.py $(wildcard runtime/native/cpu/*) $(addprefix runtime/native/,engines/native.cpp engines/engine.h engines/module.hpp core/error.hpp)
-CPP = $(shell find runtime/native tests/native -name '*.[ch]' -o -name '*.[ch]pp' -o -name '*.inl')
+CPP = $(shell find runtime/native tests/native bench -name '*.[ch]' -o -name '*.[ch]pp' -o -name '*.inl')
 
 .PHONY: demo test check format setup extractor dwpose native gpu-records clean
 

@@ -58,7 +58,9 @@ OURS = (
     *(Runner(name, "reference", repeated=True) for name in ENGINES),
 )
 BF16 = tuple(
-    Runner(name, "reference", "bf16", repeated=repeated) for name in ("native", "openvino") for repeated in (False, True)
+    Runner(name, "reference", "bf16", repeated=repeated)
+    for name in ("native", "openvino")
+    for repeated in (False, True)
 )
 VARIANTS = tuple(
     Runner(f"published {name}", precision="bf16" if "bf16" in name else "fp32")

@@ -21,7 +21,7 @@ from posecrafter.export.graphs import make_graphs
 from posecrafter.export.parity import graph_distance, latent_distance
 from posecrafter.export.run import Run
 from posecrafter.manifest import Manifest
-from posecrafter.runtime.engines import open_engine
+from posecrafter.runtime.engines import PRECISE, open_engine
 from posecrafter.runtime.engines.base import Engine
 from posecrafter.runtime.engines.processor import has_bf16
 from posecrafter.runtime.engines.torch import TorchEngine
@@ -50,7 +50,8 @@ def engines_of(bundle: Path) -> dict[str, Engine]:
     packages = {"onnxruntime": "onnxruntime", "openvino": "openvino", "native": "posecrafter"}
     opened = {f"{name} {version(package)}": open_engine(name, bundle) for name, package in packages.items()}
     if has_bf16():
-        opened[f"openvino {version('openvino')}, bf16"] = open_engine("openvino", bundle, precision="bf16")
+        for name in PRECISE:
+            opened[f"{name} {version(packages[name])}, bf16"] = open_engine(name, bundle, precision="bf16")
     return opened
 
 

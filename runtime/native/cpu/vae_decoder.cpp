@@ -76,8 +76,8 @@ class Decoder : public Graph {
             middle_.emplace_back(machine, layers, "decoder.mid_block.resnets." + std::to_string(index), groups, eps,
                                  false);
         if (layers.number("attention") != 0)
-            attention_.emplace(machine, layers, "decoder.mid_block.attentions.0", groups,
-                               static_cast<float>(layers.number("norm_eps")), layers.whole("attention_heads"));
+            attention_.emplace(machine, layers, "decoder.mid_block.attentions.0", layers.whole("attention_groups"),
+                               static_cast<float>(layers.number("attention_eps")), layers.whole("attention_heads"));
         for (int level = 0; level < levels; ++level) {
             const std::string own = "decoder.up_blocks." + std::to_string(level);
             up_.emplace_back();
