@@ -87,14 +87,10 @@ FULL = (
 )
 """About 45 minutes on two idle cores."""
 
-LARGE = (
-    *(
-        Case(f"SD 1.5 256, {runner.name}", "step", (runner,), size=256, frames=5, rounds=2)
-        for runner in (EAGER, *OURS[:3])
-    ),
-    *(
-        Case(f"SD 1.5 512, {runner.name}", "step", (runner,), size=512, frames=3, rounds=2)
-        for runner in (EAGER, *OURS[:3])
-    ),
-)
-"""Stable Diffusion 1.5's size: 14 GB of memory at most, about 25 minutes."""
+LARGE = tuple(
+    Case(f"SD 1.5 {size}, {runner.name}{' bf16' * (runner.precision == 'bf16')}", "step", (runner,), size=size,
+         frames=frames, rounds=2)
+    for size, frames in ((256, 5), (512, 3))
+    for runner in (EAGER, *OURS[:3], Runner("native", precision="bf16"))
+)  # fmt: skip
+"""Stable Diffusion 1.5's size: 14 GB of memory at most, about 30 minutes."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from posecrafter.bench.cases import Case
+from posecrafter.bench.cases import Case, Runner
 from posecrafter.bench.flops import count_flops
 from posecrafter.bench.machine import commit_of, made_by, measure_roof
 from posecrafter.bench.published import PublishedDenoiser
@@ -40,7 +40,7 @@ SD15 = {
 
 
 def measure_step(case: Case, work: Path, threads: int | None = None) -> list[dict[str, Any]]:
-    """Seconds of a guided step over `case.frames` frames in all, and its share of the machine's roof.
+    """Seconds of a guided step over `case.frames` frames in all, and its share of the machine's roof in its precision.
 
     The graphs in `work` are exported at a commit's first call.
     """
@@ -56,14 +56,14 @@ def measure_step(case: Case, work: Path, threads: int | None = None) -> list[dic
     inputs = graph.example({"frames": case.frames, "prompts": 2, "h": cells, "w": cells})
     with torch.device("meta"):
         flops = _count(case, published)
-    step = _published(case, inputs) if published else _engine(runner.name, folder, inputs, threads)
+    step = _published(case, inputs) if published else _engine(runner, folder, inputs, threads)
     step()
     seconds = []
     for _ in range(case.rounds):
         start = time.perf_counter()
         step()
         seconds.append(time.perf_counter() - start)
-    roof = measure_roof()
+    roof = measure_roof(runner.precision)
     rate = flops / min(seconds) / 1e9
     return [
         {
@@ -71,6 +71,7 @@ def measure_step(case: Case, work: Path, threads: int | None = None) -> list[dic
             "kind": case.kind,
             "runner": runner.name,
             "label": runner.name,
+            "precision": runner.precision,
             "size": case.size,
             "frames": case.frames,
             "step_seconds": round(min(seconds), 3),
@@ -147,10 +148,11 @@ def _published(case: Case, inputs: dict[str, torch.Tensor]) -> Callable[[], Any]
     return step
 
 
-def _engine(name: str, folder: Path, inputs: dict[str, torch.Tensor], threads: int | None) -> Callable[[], Any]:
-    from posecrafter.runtime.engines import open_engine
+def _engine(runner: Runner, folder: Path, inputs: dict[str, torch.Tensor], threads: int | None) -> Callable[[], Any]:
+    from posecrafter.runtime.engines import PRECISE, open_engine
 
-    engine = open_engine(name, folder.parent, threads)
+    precision = runner.precision if runner.name in PRECISE else None
+    engine = open_engine(runner.name, folder.parent, threads, precision)
     buffers = {key: engine.upload(value.numpy()) for key, value in inputs.items()}
     graph = engine.load("denoiser")
     return lambda: graph.run(buffers)

@@ -18,6 +18,7 @@ from posecrafter.bench.machine import import_seconds, measure_roof, resident_mib
 from posecrafter.errors import EngineError
 from posecrafter.pose import PoseTrack
 from posecrafter.runtime import Request, Result, Session
+from posecrafter.runtime.engines import PRECISE
 
 CASES = {case.name: case for case in (*QUICK, *FULL, *LARGE)}
 
@@ -61,7 +62,7 @@ def open_runner(runner: Runner, run: Path, bundle: Path, threads: int | None = N
 
         loop = PublishedLoop.open(run, VARIANTS[runner.name.removeprefix("published ")])
         return Open(runner, loop.render, lambda: None, loop.bundle.poses, time.perf_counter() - start)
-    precision = runner.precision if runner.name in ("native", "openvino") else None
+    precision = runner.precision if runner.name in PRECISE else None
     session = Session.open(bundle, runner.name, threads, precision)
     return Open(runner, session.render, session.forget, session.bundle.poses, time.perf_counter() - start)
 

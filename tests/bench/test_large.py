@@ -15,7 +15,7 @@ torch.set_num_threads(1)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     small = {"block_out_channels": [32], "down_block_types": ["CrossAttnDownBlock2D"], "layers_per_block": 1}
     monkeypatch.setattr(large, "SD15", {**large.SD15, **small, "norm_num_groups": 8, "attention_head_dim": 2})
-    monkeypatch.setattr(large, "measure_roof", lambda: {"gemm": 80.0, "convolution": 90.0})
+    monkeypatch.setattr(large, "measure_roof", lambda precision: {"gemm": 80.0, "convolution": 90.0})
 
 
 @pytest.mark.usefixtures("small")
