@@ -53,8 +53,9 @@ $(INSTALLED): pyproject.toml constraints.txt $(EXTENSION)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt setuptools wheel
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	rm -f runtime/engines/_native*.so
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[dev]'
-	@ls runtime/engines/_native*.so >/dev/null 2>&1 || echo "The engine 'native' was not built: it needs a C++20 compiler"
+	@ls runtime/engines/_native*.so >/dev/null 2>&1 || echo "The engine 'native' was not built: it needs GCC 12 or clang"
 	touch $@
 
 extractor: $(INSTALLED)

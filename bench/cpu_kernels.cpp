@@ -1,8 +1,4 @@
-// What the CPU engine's kernels reach on one core of this machine: a JSON line each, appended to
-// bench/results/cpu_kernels.jsonl, from which docs/cpu.md takes its figures.
-//
-//     cmake --build build/native --target cpu_kernels && build/native/bin/cpu_kernels >>
-//     bench/results/cpu_kernels.jsonl
+// What the CPU engine's kernels reach on one core of this machine, a JSON line each. cpu_kernels.py runs it.
 //
 // Sizes are the pocket base's at 128x128 with 17 frames and two prompts, and those of Stable Diffusion 1.5 at 512x512.
 // GFLOP/s of a convolution count a direct one's operations, so that Winograd's form shows what it saves.

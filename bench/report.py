@@ -30,6 +30,8 @@ def write_report(records: Sequence[Record], page: Path) -> None:
     if BEGIN not in text or END not in text:
         raise RequestError("bench-page", f"{page} lacks the marks {BEGIN!r} and {END!r}; put them around its tables")
     found = list(latest(of_newest_machine(records)).values())
+    cases = list(dict.fromkeys(record["case"] for record in found))
+    found.sort(key=lambda record: cases.index(record["case"]))
     head, tail = text[: text.index(BEGIN) + len(BEGIN)], text[text.index(END) :]
     plots = _plots(found, page.parent)
     images = [f"![{words}]({name})" for name, words in plots.items()]

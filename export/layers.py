@@ -5,7 +5,7 @@
     posecrafter layers 1
     graph <name>
     number <name> <value>
-    tensor <name> <f32|f16|i64> <file> <offset> <bytes> <plain|transposed> <rank> <size> ...
+    tensor <name> <f32|f16> <file> <offset> <bytes> <plain|transposed> <rank> <size> ...
     data <spaces>
 
 and behind it, from a multiple of 64 bytes on, the tensors whose file is `-`, each at a multiple of 64 bytes from there.
@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from onnxscript import ir
-from torch import Tensor
+from torch import Tensor, nn
 
 from posecrafter.export.graphs import Graph, PoseEncoder, Step, TextEncoder, VaeDecoder
 from posecrafter.export.nodes import Doubling
@@ -31,7 +31,7 @@ from posecrafter.export.nodes import Doubling
 ALIGNED = 64
 """Bytes."""
 
-_WORDS = {"float32": "f32", "float16": "f16", "int64": "i64"}
+_WORDS = {"float32": "f32", "float16": "f16"}
 _PREFIXES = {
     "denoiser": ("denoiser.",),
     "vae_decoder": (),
@@ -49,8 +49,11 @@ Numbers = Mapping[str, int | float]
 def save_layers(graph: Graph, folder: Path) -> None:
     """Write `<name>.layers` of a graph whose module is the exported copy, behind `save_graph`.
 
-    A tensor that lies in the graph's file of weights, as it is or transposed, is not written again.
+    A tensor that lies in the graph's file of weights, as it is or transposed, is not written again. Of a network that
+    the numbers do not describe nothing is written, and other engines run it.
     """
+    if not _described(graph.module):
+        return
     there = _external(folder / f"{graph.name}.onnx")
     own: list[NDArray[Any]] = []
     end = 0
@@ -72,6 +75,13 @@ def save_layers(graph: Graph, folder: Path) -> None:
         written.write(header + b" " * (-(len(header) + 1) % ALIGNED) + b"\n")
         for array in own:
             written.write(array.tobytes() + bytes(-array.nbytes % ALIGNED))
+
+
+def _described(module: nn.Module) -> bool:
+    """Whether ControlNet is of the UNet's size, and the text encoder's activation one of two."""
+    if isinstance(module, Step):
+        return module.denoiser.controlnet.size == module.denoiser.unet.size
+    return not isinstance(module, TextEncoder) or module.encoder.config.hidden_act in ("quick_gelu", "gelu")
 
 
 def _tensors(graph: Graph) -> dict[str, Tensor]:

@@ -34,7 +34,7 @@ def library_file() -> Path:
     if spec is None or spec.origin is None:
         raise EngineError(
             "engine-missing",
-            "the engine 'native' was not built when posecrafter was installed (it needs a C++20 compiler); install "
+            "the engine 'native' was not built when posecrafter was installed (it needs GCC 12 or clang); install "
             "posecrafter again with one",
         )
     return Path(spec.origin)
@@ -47,7 +47,7 @@ def load_library(path: Path) -> Library:
 
 
 def kernels() -> str:
-    """The instruction set that the engine uses on this CPU: "avx512", "avx2" or "plain".
+    """The instruction set that the engine uses on this CPU: "avx512 bf16", "avx512", "avx2" or "plain".
 
     Raises: EngineError "engine-missing".
     """

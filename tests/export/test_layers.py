@@ -17,7 +17,7 @@ from posecrafter.export.layers import save_layers
 from posecrafter.finetune.base import Base
 
 GRAPHS = ("pose_encoder", "denoiser", "vae_decoder", "text_encoder")
-DTYPES = {"f32": np.float32, "f16": np.float16, "i64": np.int64}
+DTYPES = {"f32": np.float32, "f16": np.float16}
 
 
 @dataclass(frozen=True)
@@ -195,6 +195,16 @@ def test_halves_stay_halves_and_what_the_graph_lacks_is_written(
     assert {(entry.file, entry.values.dtype.name) for entry in index.tensors.values()} == {("-", "float16")}
     for key, value in state.items():
         np.testing.assert_array_equal(index.tensors[key].values, value.numpy(), err_msg=key, strict=True)
+
+
+def test_a_controlnet_of_another_size_gets_no_index(
+    tiny_bundle: Path, exported: dict[str, Graph], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = copied(tiny_bundle, "denoiser", tmp_path)
+    control = exported["denoiser"].module.denoiser.controlnet
+    monkeypatch.setattr(control, "size", replace(control.size, heads=(4, 2, 2)))
+    save_layers(exported["denoiser"], tmp_path)
+    assert not written.exists()
 
 
 def test_shared_bundles_have_no_index(shared_bundle: Path) -> None:

@@ -291,7 +291,8 @@ int main() {
                         products(*kernels, m, k, n, half);
                         gated_products(*kernels, m, k, n, half);
                     }
-        for (const int rows : {1, 2, 5, 33})
+        products(*kernels, 101, 5121, 17, kernels->pack_bf16 != nullptr);  // rounded by fewer rows at a time
+        for (const int rows : {1, 2, 5, 33, 600})
             for (const int width : {1, 3, 16, 37, 320}) norms(*kernels, rows, width);
         for (const int keys : {1, 5, 77, 130, 300})
             for (const int width : {1, 3, 40})
@@ -310,5 +311,8 @@ int main() {
                 }
                 convolutions({4, high, wide, inputs, (high + 1) / 2, (wide + 1) / 2, outputs, 2, false, normed});
             }
+    // So many inputs that a direct convolution is nine products.
+    convolutions({2, 3, 5, 912, 3, 5, 20, 1, false, true});
+    convolutions({2, 3, 5, 912, 2, 3, 20, 2, false, true});
     return failures;
 }

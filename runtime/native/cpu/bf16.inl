@@ -4,8 +4,8 @@
 
 #include "simd.hpp"
 
-/* Numbers that a product rounds at a time: kRows rows of the longest k. */
-constexpr int kRounded = 64 * 1024;
+/* Numbers that a product rounds at a time: 48 rows of 5120, or kRows of the longest k. */
+constexpr int kRounded = 240 * 1024;
 constexpr int kLongest = kRounded / kRows - 2;
 
 static inline std::uint16_t to_bf16(float x) {

@@ -10,11 +10,9 @@ namespace {
 
 constexpr float kLayerNormEps = 1e-5f;
 
-/* Rows whose intermediate values, up to 10 C a row, stay in a core's second-level cache: whole tiles of products, and
- * of attention. */
-int row_block(int width) {
-    return width <= 384 ? 96 : 48;
-}
+/* Rows whose intermediate values, up to 8 C a row, stay in a core's caches: whole tiles of products, and of attention.
+ */
+constexpr int kBlock = 96;
 
 std::size_t floats(int rows, int width) {
     return static_cast<std::size_t>(rows) * static_cast<std::size_t>(width);
@@ -111,7 +109,7 @@ TransformerBlock::Keys TransformerBlock::pack(Machine& machine, const float* row
 }
 
 TransformerBlock::Keys TransformerBlock::key_frames(Machine& machine, const Images& x, Fold fold) const {
-    const int cells = x.cells(), block = row_block(width_);
+    const int cells = x.cells(), block = kBlock;
     const Block rows = machine.arena.take(floats(fold.outer() * cells, 2 * width_));
     const int blocks = (cells + block - 1) / block;
     machine.threads.share(fold.outer() * blocks, [&](int index, int thread) {
@@ -145,7 +143,7 @@ void TransformerBlock::attend(Machine& machine, const Keys& keys, int context, c
 Images TransformerBlock::run(Machine& machine, Images x, const Text& text, Fold fold) const {
     const Kernels& k = machine.k;
     check_width(x.channels, width_);
-    const int width = width_, frame = x.cells(), clip = fold.frames * frame, block = row_block(width);
+    const int width = width_, frame = x.cells(), clip = fold.frames * frame, block = kBlock;
     const int blocks = (clip + block - 1) / block, head = width / heads_;
     const Keys keys = key_frames(machine, x, fold), words = texts(machine, text);
     const std::size_t attending = std::max(k.attend_scratch(frame, head), k.attend_scratch(text.tokens, head));
@@ -233,7 +231,7 @@ Images Transformer::run(Machine& machine, const Images& x, const Text& text, Fol
     const Kernels& k = machine.k;
     check_width(x.channels, proj_in_.inputs());
     check_width(x.channels, proj_out_.outputs());
-    const int width = x.channels, block = row_block(width), cells = x.cells(), blocks = (cells + block - 1) / block;
+    const int width = x.channels, block = kBlock, cells = x.cells(), blocks = (cells + block - 1) / block;
     const Scaling scaling = norm_.scaling(machine, x, 1);
     Images y = machine.images(x.count, x.high, x.wide, proj_in_.outputs());
     machine.threads.share(x.count * blocks, [&](int index, int thread) {

@@ -76,7 +76,8 @@ static inline int row_cells(const Convolution& c) {
     return c.winograd ? 4 * row_tiles(c) + 2 : c.stride * (c.out_wide - 1) + 3;
 }
 
-/* So many that a unit's matrices stay in the second-level cache, and each thread gets as much as the others. */
+/* So many that a unit's matrices stay in the second-level cache, where two tiles of products or more do; and each
+ * thread gets as much as the others. */
 static int convolution_units(const Convolution& c, int threads) {
     constexpr int kFloats = 160 * 1024;
     const int tile = c.winograd ? kPoints * (whole(c.inputs) + c.outputs) : 9 * copied(c.inputs, false) + c.outputs;

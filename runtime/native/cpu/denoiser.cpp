@@ -151,6 +151,7 @@ class Denoiser : public Graph {
           unet_(machine, layers, "unet", size_),
           norm_out_(layers, "unet.conv_norm_out", size_.groups, size_.eps),
           conv_out_(machine, layers, "unet.conv_out") {
+        check_width(conv_out_.outputs(), size_.out);
         for (int index = 0; layers.has("controlnet.controlnet_down_blocks." + std::to_string(index) + ".weight");
              ++index)
             residuals_.emplace_back(machine, layers,

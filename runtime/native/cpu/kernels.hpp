@@ -15,7 +15,7 @@ struct Product {
     const float* a;
     std::ptrdiff_t lda;
     const float* b;     // of numbers in bf16 where `bf16` says so
-    const float* bias;  // [N], or nullptr
+    const float* bias;  // [N], or nullptr; of gated ones [2 N], values' and then gates'
     const float* add;   // [M, N] with rows ldc apart, added; may be c itself; or nullptr
     float* c;
     std::ptrdiff_t ldc;

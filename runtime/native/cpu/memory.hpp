@@ -26,7 +26,6 @@ class Block {
     ~Block();
 
     float* data() const { return data_; }
-    explicit operator bool() const { return data_ != nullptr; }
 
   private:
     friend class Arena;

@@ -27,30 +27,33 @@ static void layer_norm(const float* x, int rows, int width, const float* weight,
     }
 }
 
-/* By four vectors of channels at a time, twice over cells that are then in the first-level cache. */
+/* The sum over cells of a vector of channels' distances from `middle`, or of their squares. Of 256 cells at a time, so
+ * that no sum has so many terms that it loses digits, and in four sums, so that none waits for the one before. */
+template <bool Squares>
+static inline vec sum_cells(const float* x, int cells, int width, int left, vec middle) {
+    constexpr int kCells = 256;
+    vec whole{};
+    for (int begin = 0; begin < cells; begin += kCells) {
+        const int end = begin + kCells < cells ? begin + kCells : cells;
+        vec part[4]{};
+        for (int cell = begin; cell < end; cell += 4)
+#pragma GCC unroll 4
+            for (int j = 0; j < 4; ++j)
+                if (cell + j < end) {
+                    const vec off = get(x + static_cast<std::size_t>(cell + j) * width, left) - middle;
+                    part[j] += Squares ? off * off : off;
+                }
+        whole += part[0] + part[1] + (part[2] + part[3]);
+    }
+    return whole;
+}
+
 static void moments(const float* x, int cells, int width, float* mean, float* squares) {
-    const float share = 1.0f / static_cast<float>(cells);
     for (int i = 0; i < width; i += kLanes) {
         const int left = width - i;
-        vec total[4]{}, around[4]{};
-        int cell = 0;
-        for (; cell + 4 <= cells; cell += 4)
-#pragma GCC unroll 4
-            for (int j = 0; j < 4; ++j) total[j] += get(x + static_cast<std::size_t>(cell + j) * width + i, left);
-        for (; cell < cells; ++cell) total[0] += get(x + static_cast<std::size_t>(cell) * width + i, left);
-        const vec middle = (total[0] + total[1] + total[2] + total[3]) * share;
-        for (cell = 0; cell + 4 <= cells; cell += 4)
-#pragma GCC unroll 4
-            for (int j = 0; j < 4; ++j) {
-                const vec off = get(x + static_cast<std::size_t>(cell + j) * width + i, left) - middle;
-                around[j] += off * off;
-            }
-        for (; cell < cells; ++cell) {
-            const vec off = get(x + static_cast<std::size_t>(cell) * width + i, left) - middle;
-            around[0] += off * off;
-        }
+        const vec middle = sum_cells<false>(x + i, cells, width, left, vec{}) / static_cast<float>(cells);
         put(mean + i, middle, left);
-        put(squares + i, around[0] + around[1] + around[2] + around[3], left);
+        put(squares + i, sum_cells<true>(x + i, cells, width, left, middle), left);
     }
 }
 

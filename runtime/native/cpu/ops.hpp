@@ -69,7 +69,6 @@ class Linear {
 
     int inputs() const { return inputs_; }
     int outputs() const { return outputs_; }
-    const float* bias() const { return bias_.get(); }
     Product product(const float* a, float* c) const;
 
   private:
@@ -147,7 +146,7 @@ class Convolution3x3 {
     bool winograd_ = false;
 };
 
-/* c = a W^T + bias over all rows of x; add and factor as in Product. */
+/* c = a W^T + bias over all rows of x, and `add`, of c's shape. */
 Images multiply(Machine& machine, const Linear& layer, const Images& x, const float* add = nullptr);
 
 }  // namespace posecrafter::cpu

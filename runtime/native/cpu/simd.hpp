@@ -54,12 +54,6 @@ static inline float sum(vec x) {
     return total;
 }
 
-static inline float largest(vec x) {
-    float most = x[0];
-    for (int i = 1; i < kLanes; ++i) most = x[i] > most ? x[i] : most;
-    return most;
-}
-
 /* e^x to 2 ulp for x in -87..88; smaller x give e^-87, larger e^88. */
 static inline vec exponential(vec x) {
     const vec low = bound(-87.0f), high = bound(88.0f);

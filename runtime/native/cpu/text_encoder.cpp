@@ -1,4 +1,5 @@
 // Token ids to CLIP's last hidden state. A prompt is encoded once a request: plain loops where no kernel fits.
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <utility>

@@ -1,9 +1,11 @@
 // The CPU engine of our own: a bundle's graphs as layers written for the purpose (../cpu). It opens no other library.
 #include <sched.h>
 
+#include <algorithm>
 #include <climits>
 #include <cstring>
 #include <optional>
+#include <thread>
 
 #include "../cpu/graphs.hpp"
 #include "module.hpp"
@@ -33,6 +35,7 @@ struct Native {
     std::unique_ptr<Tensor> upload(int type, const void* data, const Shape& shape);
 
     std::optional<cpu::Machine> machine;
+    const Graph* ran = nullptr;  // last
 };
 
 struct Graph {
@@ -49,7 +52,8 @@ struct Graph {
 // Threads that may run at once, as the system lets this process have them.
 int cores() {
     cpu_set_t allowed;
-    return sched_getaffinity(0, sizeof allowed, &allowed) == 0 ? CPU_COUNT(&allowed) : 1;
+    if (sched_getaffinity(0, sizeof allowed, &allowed) == 0) return CPU_COUNT(&allowed);
+    return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
 }
 
 Native::Native(const pc_engine_options& wanted) {
@@ -75,7 +79,9 @@ std::unique_ptr<Tensor> Native::upload(int type, const void* data, const Shape& 
         throw Failure("engine-memory", "engine 'native' takes no weights as inputs; use onnxruntime");
     auto made = std::make_unique<Tensor>(Tensor{{}, type == PC_ENGINE_INT64, 1, nullptr});
     for (std::int64_t size : shape) {
-        if (size < 0 || size > INT_MAX) throw Failure("engine-memory", "a tensor is too large for the engine 'native'");
+        const bool fits = size >= 0 && size <= INT_MAX;
+        if (!fits || (size > 0 && made->count > SIZE_MAX / 8 / static_cast<std::size_t>(size)))
+            throw Failure("engine-memory", "a tensor is too large for the engine 'native'");
         made->sizes.push_back(static_cast<int>(size));
         made->count *= static_cast<std::size_t>(size);
     }
@@ -94,6 +100,8 @@ std::unique_ptr<Tensor> Graph::run(const char* const* names, const std::vector<T
         if (!found) throw Failure("engine-run", "graph '" + name + "' is not given its input '" + input + "'");
         given.push_back({found->sizes, found->data.get(), found->whole});
     }
+    if (engine.ran != this) engine.machine->arena.trim();  // what another graph left idle has other sizes
+    engine.ran = this;
     made = graph->run(*engine.machine, given);
     return last(output);
 }

@@ -17,7 +17,7 @@ from posecrafter.runtime import Bundle, Request, Session
 from posecrafter.runtime.engines import native as adapter
 from posecrafter.runtime.engines import open_engine
 from posecrafter.runtime.engines.base import Engine
-from posecrafter.runtime.engines.native import MODULE, NativeEngine
+from posecrafter.runtime.engines.native import MODULE, NativeEngine, kernels
 from posecrafter.runtime.engines.onnxruntime import OnnxRuntimeEngine
 
 Inputs = dict[str, np.ndarray]
@@ -27,7 +27,7 @@ Distance = Callable[[np.ndarray, np.ndarray], float]
 GRAPHS = ("pose_encoder", "denoiser", "vae_decoder", "text_encoder")
 
 pytestmark = pytest.mark.skipif(
-    find_spec(MODULE) is None, reason="the engine 'native' is not built (no C++20 compiler)"
+    find_spec(MODULE) is None, reason="the engine 'native' is not built (neither GCC 12 nor clang)"
 )
 
 
@@ -108,6 +108,23 @@ def test_weights_in_half_precision_are_computed_with_in_single(
     found, expected = run(NativeEngine(folder, 1), name, inputs), run(native, name, inputs)
     for key, value in expected.items():
         assert 1e-6 < distance(found[key], value) < 2e-3
+
+
+@pytest.mark.skipif(find_spec(MODULE) is None or "bf16" not in kernels(), reason="this CPU multiplies no bf16")
+@pytest.mark.parametrize("sizes", [(1, 1, 8, 8), (3, 2, 12, 8)])
+def test_bf16_rounds_the_denoisers_products_alone(
+    sizes: tuple[int, ...], tiny_bundle: Path, native: NativeEngine, graph_inputs: Make, distance: Distance,
+    tolerance: dict[str, float],
+) -> None:  # fmt: skip
+    engine = NativeEngine(tiny_bundle, 1, "bf16")
+    for name in GRAPHS:
+        inputs = graph_inputs(name, *sizes)
+        found, expected = run(engine, name, inputs), run(native, name, inputs)
+        for key, value in expected.items():
+            if name == "denoiser":
+                assert 1e-5 < distance(found[key], value) < tolerance["bf16"]
+            else:
+                np.testing.assert_array_equal(found[key], value)
 
 
 @pytest.mark.parametrize("name", GRAPHS)
@@ -347,7 +364,7 @@ def test_a_library_that_is_not_there_or_another_is_refused(
     with pytest.raises(EngineError) as caught:
         open_engine("native", tiny_bundle)
     assert caught.value.code == "engine-missing"
-    assert "it needs a C++20 compiler" in caught.value.message
+    assert "it needs GCC 12 or clang" in caught.value.message
     assert "--engine auto takes openvino or onnxruntime" in caught.value.message
     monkeypatch.setattr(adapter, "library_file", lambda: tmp_path / "_native.so")
     (tmp_path / "_native.so").write_bytes(b"not a library")
