@@ -8,14 +8,26 @@ namespace posecrafter::cpu {
 
 namespace {
 
-constexpr float kLayerNormEps = 1e-5f;
-
 /* Rows whose intermediate values, up to 8 C a row, stay in a core's caches: whole tiles of products, and of attention.
  */
 constexpr int kBlock = 96;
 
 std::size_t floats(int rows, int width) {
     return static_cast<std::size_t>(rows) * static_cast<std::size_t>(width);
+}
+
+/* Blocks that a clip's rows, or a key frame's, are shared out in; and the rows of one of several clips' blocks. */
+int blocks_of(int rows) {
+    return (rows + kBlock - 1) / kBlock;
+}
+
+struct Rows {
+    int clip, first, count;  // first: of all clips' rows
+};
+
+Rows rows_of(int index, int clip_rows) {
+    const int clip = index / blocks_of(clip_rows), begin = index % blocks_of(clip_rows) * kBlock;
+    return {clip, clip * clip_rows + begin, std::min(kBlock, clip_rows - begin)};
 }
 
 }  // namespace
@@ -69,7 +81,7 @@ TransformerBlock::TransformerBlock(Machine& machine, const Layers& layers, const
         for (std::string& part : parts) part = name + "." + part;
         return Linear(machine, layers, parts, machine.bf16);
     };
-    width_ = norm1_.channels;
+    width_ = norm1_.channels();
     of_frames_ = temporal_ ? linear({"attn1.to_q", "attn_temp.to_q", "attn_temp.to_k", "attn_temp.to_v"})
                            : linear({"attn1.to_q"});
     of_key_ = linear({"attn1.to_k", "attn1.to_v"});
@@ -81,7 +93,7 @@ TransformerBlock::TransformerBlock(Machine& machine, const Layers& layers, const
     hidden_ = GatedLinear(machine, layers, name + ".ff.net.0.value", name + ".ff.net.0.gate");
     ff_out_ = linear({"ff.net.2"});
     for (const int found :
-         {norm2_.channels, norm3_.channels, of_frames_.inputs(), of_key_.inputs(), out_.inputs(), out_.outputs(),
+         {norm2_.channels(), norm3_.channels(), of_frames_.inputs(), of_key_.inputs(), out_.inputs(), out_.outputs(),
           text_q_.inputs(), text_q_.outputs(), text_out_.inputs(), text_out_.outputs(), hidden_.inputs(),
           ff_out_.outputs(), of_key_.outputs() / 2, of_text_.outputs() / 2, of_frames_.outputs() / (temporal_ ? 4 : 1)})
         check_width(found, width_);
@@ -109,18 +121,16 @@ TransformerBlock::Keys TransformerBlock::pack(Machine& machine, const float* row
 }
 
 TransformerBlock::Keys TransformerBlock::key_frames(Machine& machine, const Images& x, Fold fold) const {
-    const int cells = x.cells(), block = kBlock;
-    const Block rows = machine.arena.take(floats(fold.outer() * cells, 2 * width_));
-    const int blocks = (cells + block - 1) / block;
-    machine.threads.share(fold.outer() * blocks, [&](int index, int thread) {
-        const int begin = index % blocks * block, count = std::min(block, cells - begin);
-        float* normed = machine.scratch(thread, floats(block, width_));
-        const float* first = x.image(index / blocks * fold.frames) + floats(begin, width_);
-        machine.k.layer_norm(first, count, width_, norm1_.weight.get(), norm1_.bias.get(), kLayerNormEps, normed);
-        float* to = rows.data() + floats(index / blocks * cells + begin, 2 * width_);
-        machine.k.multiply(of_key_.product(normed, to), 0, count);
+    const int cells = x.cells();
+    const Block made = machine.arena.take(floats(fold.outer() * cells, 2 * width_));
+    machine.threads.share(fold.outer() * blocks_of(cells), [&](int index, int thread) {
+        const Rows rows = rows_of(index, cells);
+        float* normed = machine.scratch(thread, floats(kBlock, width_));
+        const float* own = x.image(rows.clip * fold.frames) + floats(rows.first - rows.clip * cells, width_);
+        norm1_.rows(machine, own, rows.count, normed);
+        machine.k.multiply(of_key_.product(normed, made.data() + floats(rows.first, 2 * width_)), 0, rows.count);
     });
-    return pack(machine, rows.data(), fold.outer(), cells);
+    return pack(machine, made.data(), fold.outer(), cells);
 }
 
 TransformerBlock::Keys TransformerBlock::texts(Machine& machine, const Text& text) const {
@@ -140,82 +150,92 @@ void TransformerBlock::attend(Machine& machine, const Keys& keys, int context, c
         machine.k.attend(attention, head, keys.of(context, head, heads_), 0, rows, scratch);
 }
 
-Images TransformerBlock::run(Machine& machine, Images x, const Text& text, Fold fold) const {
+/* x += attn1(n), n = norm1(x), and what temporal attention reads of n: rows [q, k, v] to `across`. */
+void TransformerBlock::see_key_frame(Machine& machine, const Images& x, Fold fold, float* across) const {
     const Kernels& k = machine.k;
-    check_width(x.channels, width_);
-    const int width = width_, frame = x.cells(), clip = fold.frames * frame, block = kBlock;
-    const int blocks = (clip + block - 1) / block, head = width / heads_;
-    const Keys keys = key_frames(machine, x, fold), words = texts(machine, text);
-    const std::size_t attending = std::max(k.attend_scratch(frame, head), k.attend_scratch(text.tokens, head));
-
-    // x += attn1(n), and what temporal attention reads: rows [q, k, v].
-    const Block across = temporal_ ? machine.arena.take(floats(x.rows(), 3 * width)) : Block{};
-    const int projected = of_frames_.outputs();
-    machine.threads.share(fold.outer() * blocks, [&](int index, int thread) {
-        const int outer = index / blocks, begin = index % blocks * block, count = std::min(block, clip - begin);
-        float* normed = machine.scratch(thread, floats(block, 2 * width + projected) + attending);
-        float *rows = normed + floats(block, width), *seen = rows + floats(block, projected);
-        float *own = x.data() + floats(outer * clip + begin, width), *scratch = seen + floats(block, width);
-        k.layer_norm(own, count, width, norm1_.weight.get(), norm1_.bias.get(), kLayerNormEps, normed);
-        k.multiply(of_frames_.product(normed, rows), 0, count);
-        attend(machine, keys, outer, rows, projected, count, seen, scratch);
+    const Keys keys = key_frames(machine, x, fold);
+    const int width = width_, projected = of_frames_.outputs(), clip = fold.frames * x.cells();
+    const std::size_t attending = k.attend_scratch(keys.count, width / heads_);
+    machine.threads.share(fold.outer() * blocks_of(clip), [&](int index, int thread) {
+        const Rows rows = rows_of(index, clip);
+        float* normed = machine.scratch(thread, floats(kBlock, 2 * width + projected) + attending);
+        float *queries = normed + floats(kBlock, width), *seen = queries + floats(kBlock, projected);
+        float *own = x.data() + floats(rows.first, width), *scratch = seen + floats(kBlock, width);
+        norm1_.rows(machine, own, rows.count, normed);
+        k.multiply(of_frames_.product(normed, queries), 0, rows.count);
+        attend(machine, keys, rows.clip, queries, projected, rows.count, seen, scratch);
         Product product = out_.product(seen, own);
         product.add = own;
-        k.multiply(product, 0, count);
-        if (temporal_)
-            for (int row = 0; row < count; ++row)
-                std::memcpy(across.data() + floats(outer * clip + begin + row, 3 * width),
-                            rows + floats(row, projected) + width, sizeof(float) * floats(3, width));
+        k.multiply(product, 0, rows.count);
+        for (int row = 0; row < rows.count && across; ++row)
+            std::memcpy(across + floats(rows.first + row, 3 * width), queries + floats(row, projected) + width,
+                        sizeof(float) * floats(3, width));
     });
+}
 
-    if (temporal_) {  // every frame sees every frame; what is seen goes where q was
-        const int places = k.lanes, parts = (frame + places - 1) / places;
-        machine.threads.share(fold.outer() * parts, [&](int index, int thread) {
-            float* q = across.data() + floats(index / parts * clip, 3 * width);
-            const int begin = index % parts * places, end = std::min(begin + places, frame);
-            const Attention attention{q,         q + width, q + 2 * width, q,      3 * width,
-                                      3 * width, 3 * width, fold.frames,   heads_, head};
-            const std::ptrdiff_t stride = static_cast<std::ptrdiff_t>(frame) * 3 * width;
-            k.attend_temporal(attention, stride, stride, begin, end,
-                              machine.scratch(thread, k.temporal_scratch(fold.frames, head)));
-        });
-    }
+/* Every frame sees every frame; what is seen goes where q was. */
+void TransformerBlock::see_frames(Machine& machine, float* across, int cells, Fold fold) const {
+    const Kernels& k = machine.k;
+    const int row = 3 * width_, places = k.lanes, parts = (cells + places - 1) / places, head = width_ / heads_;
+    const std::ptrdiff_t frame = static_cast<std::ptrdiff_t>(cells) * row;
+    machine.threads.share(fold.outer() * parts, [&](int index, int thread) {
+        float* q = across + index / parts * fold.frames * frame;
+        const int begin = index % parts * places, end = std::min(begin + places, cells);
+        const Attention attention{q, q + width_, q + 2 * width_, q, row, row, row, fold.frames, heads_, head};
+        float* scratch = machine.scratch(thread, k.temporal_scratch(fold.frames, head));
+        k.attend_temporal(attention, frame, frame, begin, end, scratch);
+    });
+}
 
-    // The rest is each row's own: x += attn_temp; then of every prompt x += attn2(norm2(x)), x += ff(norm3(x)).
-    const int hidden = hidden_.outputs();
+/* What is each row's own: x += what was seen across time; then of every prompt x += attn2(norm2(x)), x += ff(norm3(x)).
+ * Until the prompts part, their queries are the same. */
+Images TransformerBlock::see_text(Machine& machine, Images x, const float* across, const Text& text, Fold fold) const {
+    const Kernels& k = machine.k;
+    const Keys words = texts(machine, text);
+    const int width = width_, hidden = hidden_.outputs(), clip = fold.frames * x.cells();
+    const std::size_t attending = k.attend_scratch(text.tokens, width / heads_);
     Images y = fold.split ? std::move(x) : machine.images(fold.prompts * fold.frames, x.high, x.wide, width);
     const float* from = fold.split ? y.data() : x.data();
-    machine.threads.share(fold.outer() * blocks, [&](int index, int thread) {
-        const int outer = index / blocks, begin = index % blocks * block, count = std::min(block, clip - begin);
-        float* own = machine.scratch(thread, floats(block, 4 * width + hidden) + attending);
-        float *normed = own + floats(block, width), *q = normed + floats(block, width),
-              *seen = q + floats(block, width);
-        float *inner = seen + floats(block, width), *scratch = inner + floats(block, hidden);
-        const std::size_t place = floats(outer * clip + begin, width);
-        if (temporal_) {
-            Product product = temporal_out_.product(across.data() + 3 * place, own);
+    machine.threads.share(fold.outer() * blocks_of(clip), [&](int index, int thread) {
+        const Rows rows = rows_of(index, clip);
+        float* own = machine.scratch(thread, floats(kBlock, 4 * width + hidden) + attending);
+        float *normed = own + floats(kBlock, width), *q = normed + floats(kBlock, width);
+        float *seen = q + floats(kBlock, width), *inner = seen + floats(kBlock, width);
+        float* scratch = inner + floats(kBlock, hidden);
+        const std::size_t place = floats(rows.first, width);
+        if (across) {
+            Product product = temporal_out_.product(across + 3 * place, own);
             product.lda = 3 * width, product.add = from + place;
-            k.multiply(product, 0, count);
+            k.multiply(product, 0, rows.count);
         } else {
-            std::memcpy(own, from + place, sizeof(float) * floats(count, width));
+            std::memcpy(own, from + place, sizeof(float) * floats(rows.count, width));
         }
-        k.layer_norm(own, count, width, norm2_.weight.get(), norm2_.bias.get(), kLayerNormEps, normed);
-        k.multiply(text_q_.product(normed, q), 0, count);
-        const int first = fold.split ? outer : 0, last = fold.split ? outer + 1 : fold.prompts;
+        norm2_.rows(machine, own, rows.count, normed);
+        k.multiply(text_q_.product(normed, q), 0, rows.count);
+        const int first = fold.split ? rows.clip : 0, last = fold.split ? rows.clip + 1 : fold.prompts;
         for (int prompt = first; prompt < last; ++prompt) {
-            float* out = y.data() + floats(prompt * clip + begin, width);
-            attend(machine, words, prompt, q, width, count, seen, scratch);
+            float* out = y.data() + floats(prompt * clip + rows.first - rows.clip * clip, width);
+            attend(machine, words, prompt, q, width, rows.count, seen, scratch);
             Product product = text_out_.product(seen, out);
             product.add = own;
-            k.multiply(product, 0, count);
-            k.layer_norm(out, count, width, norm3_.weight.get(), norm3_.bias.get(), kLayerNormEps, normed);
-            k.multiply(hidden_.product(normed, inner), 0, count);
+            k.multiply(product, 0, rows.count);
+            norm3_.rows(machine, out, rows.count, normed);
+            k.multiply(hidden_.product(normed, inner), 0, rows.count);
             product = ff_out_.product(inner, out);
             product.add = out;
-            k.multiply(product, 0, count);
+            k.multiply(product, 0, rows.count);
         }
     });
     return y;
+}
+
+Images TransformerBlock::run(Machine& machine, Images x, const Text& text, Fold fold) const {
+    check_width(x.channels, width_);
+    const int cells = x.cells();
+    const Block across = temporal_ ? machine.arena.take(floats(x.rows(), 3 * width_)) : Block{};
+    see_key_frame(machine, x, fold, across.data());
+    if (temporal_) see_frames(machine, across.data(), cells, fold);
+    return see_text(machine, std::move(x), across.data(), text, fold);
 }
 
 Transformer::Transformer(Machine& machine, const Layers& layers, const std::string& name, int heads, int depth,
@@ -231,16 +251,16 @@ Images Transformer::run(Machine& machine, const Images& x, const Text& text, Fol
     const Kernels& k = machine.k;
     check_width(x.channels, proj_in_.inputs());
     check_width(x.channels, proj_out_.outputs());
-    const int width = x.channels, block = kBlock, cells = x.cells(), blocks = (cells + block - 1) / block;
+    const int width = x.channels, cells = x.cells();
     const Scaling scaling = norm_.scaling(machine, x, 1);
     Images y = machine.images(x.count, x.high, x.wide, proj_in_.outputs());
-    machine.threads.share(x.count * blocks, [&](int index, int thread) {
-        const int image = index / blocks, begin = index % blocks * block, count = std::min(block, cells - begin);
-        float* normed = machine.scratch(thread, floats(block, width));
-        const std::size_t channels = floats(image, width);
-        k.scale_shift(x.image(image) + floats(begin, width), count, width, scaling.scale.data() + channels,
+    machine.threads.share(x.count * blocks_of(cells), [&](int index, int thread) {
+        const Rows rows = rows_of(index, cells);
+        float* normed = machine.scratch(thread, floats(kBlock, width));
+        const std::size_t channels = floats(rows.clip, width);  // every image is a clip of its own here
+        k.scale_shift(x.data() + floats(rows.first, width), rows.count, width, scaling.scale.data() + channels,
                       scaling.shift.data() + channels, normed);
-        k.multiply(proj_in_.product(normed, y.image(image) + floats(begin, y.channels)), 0, count);
+        k.multiply(proj_in_.product(normed, y.data() + floats(rows.first, y.channels)), 0, rows.count);
     });
     const int outer = fold.outer();
     for (const TransformerBlock& inner : blocks_) {
@@ -250,16 +270,13 @@ Images Transformer::run(Machine& machine, const Images& x, const Text& text, Fol
     check_width(y.channels, proj_out_.inputs());
     Images out = machine.images(y.count, x.high, x.wide, width);
     const int clip = fold.frames * cells;
-    machine.by_rows(y.rows(), block, [&](int begin, int end, int) {
-        for (int row = begin;
-             row < end;) {  // a block may reach into the next prompt, whose residual may be the same rows
-            const int prompt = row / clip, stop = std::min(end, (prompt + 1) * clip);
-            const int source = outer == 1 ? row - prompt * clip : row;
-            Product product = proj_out_.product(y.data() + floats(row, y.channels), out.data() + floats(row, width));
-            product.add = x.data() + floats(source, width);
-            k.multiply(product, 0, stop - row);
-            row = stop;
-        }
+    machine.threads.share(fold.prompts * blocks_of(clip), [&](int index, int) {
+        const Rows rows = rows_of(index, clip);
+        const int source = outer == 1 ? rows.first - rows.clip * clip : rows.first;  // the prompts may share x
+        Product product =
+            proj_out_.product(y.data() + floats(rows.first, y.channels), out.data() + floats(rows.first, width));
+        product.add = x.data() + floats(source, width);
+        k.multiply(product, 0, rows.count);
     });
     return out;
 }

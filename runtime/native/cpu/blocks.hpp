@@ -53,12 +53,15 @@ class TransformerBlock {
     Keys pack(Machine& machine, const float* rows, int contexts, int count) const;
     Keys key_frames(Machine& machine, const Images& x, Fold fold) const;
     Keys texts(Machine& machine, const Text& text) const;
+    void see_key_frame(Machine& machine, const Images& x, Fold fold, float* across) const;
+    void see_frames(Machine& machine, float* across, int cells, Fold fold) const;
+    Images see_text(Machine& machine, Images x, const float* across, const Text& text, Fold fold) const;
     void attend(Machine& machine, const Keys& keys, int context, const float* q, std::ptrdiff_t ldq, int rows,
                 float* out, float* scratch) const;
 
     int width_, heads_;
     bool temporal_;
-    Affine norm1_, norm2_, norm3_;
+    LayerNorm norm1_, norm2_, norm3_;
     Linear of_frames_, of_key_, out_, temporal_out_, text_q_, of_text_, text_out_, ff_out_;
     GatedLinear hidden_;
 };

@@ -101,6 +101,21 @@ struct Affine {
     int channels = 0;
 };
 
+class LayerNorm {
+  public:
+    LayerNorm(const Layers& layers, const std::string& name, float eps = 1e-5f) : affine_(layers, name), eps_(eps) {}
+    int channels() const { return affine_.channels; }
+    float eps() const { return eps_; }
+    /* x [count, C] -> out [count, C]. */
+    void rows(const Machine& machine, const float* x, int count, float* out) const {
+        machine.k.layer_norm(x, count, affine_.channels, affine_.weight.get(), affine_.bias.get(), eps_, out);
+    }
+
+  private:
+    Affine affine_;
+    float eps_;
+};
+
 /* Scale and shift that norm groups of channels, [clips, channels] each. */
 struct Scaling {
     Block scale, shift;

@@ -11,21 +11,21 @@ namespace posecrafter::cpu {
 namespace {
 
 struct Layer {
-    Layer(Machine& machine, const Layers& layers, const std::string& name)
-        : norm1(layers, name + ".layer_norm1"),
-          norm2(layers, name + ".layer_norm2"),
+    Layer(Machine& machine, const Layers& layers, const std::string& name, float eps)
+        : norm1(layers, name + ".layer_norm1", eps),
+          norm2(layers, name + ".layer_norm2", eps),
           projected(machine, layers,
                     {name + ".self_attn.q_proj", name + ".self_attn.k_proj", name + ".self_attn.v_proj"}),
           out(machine, layers, {name + ".self_attn.out_proj"}),
           hidden(machine, layers, {name + ".mlp.fc1"}),
           back(machine, layers, {name + ".mlp.fc2"}) {
         const int width = out.outputs();
-        if (norm1.channels != width || norm2.channels != width || out.inputs() != width ||
+        if (norm1.channels() != width || norm2.channels() != width || out.inputs() != width ||
             projected.inputs() != width || projected.outputs() != 3 * width || hidden.inputs() != width ||
             back.inputs() != hidden.outputs() || back.outputs() != width)
             throw LayersError(name + " has widths that do not belong together; export the bundle again");
     }
-    Affine norm1, norm2;
+    LayerNorm norm1, norm2;
     Linear projected, out, hidden, back;
 };
 
@@ -38,16 +38,15 @@ class TextEncoder : public Graph {
           tokens_(layers.whole("tokens")),
           vocabulary_(layers.whole("vocabulary")),
           quick_(layers.number("quick_gelu") != 0),
-          eps_(static_cast<float>(layers.number("eps"))),
           words_(layers.tensor("embeddings.token_embedding.weight").floats()),
           places_(layers.tensor("embeddings.position_embedding.weight").floats()),
-          last_(layers, "final_layer_norm") {
+          last_(layers, "final_layer_norm", static_cast<float>(layers.number("eps"))) {
         check_table(layers, "embeddings.token_embedding.weight", vocabulary_);
         check_table(layers, "embeddings.position_embedding.weight", tokens_);
         for (int index = 0; index < layers.whole("layers"); ++index)
-            layers_.emplace_back(machine, layers, "encoder.layers." + std::to_string(index));
+            layers_.emplace_back(machine, layers, "encoder.layers." + std::to_string(index), last_.eps());
         for (const Layer& layer : layers_)
-            if (layer.out.outputs() != width_ || last_.channels != width_)
+            if (layer.out.outputs() != width_ || last_.channels() != width_)
                 throw LayersError("the text encoder's widths do not belong together; export the bundle again");
     }
 
@@ -57,24 +56,21 @@ class TextEncoder : public Graph {
         Images x = machine.images(prompts, tokens_, 1, width_), normed = machine.images(prompts, tokens_, 1, width_);
         for (int row = 0; row < rows; ++row)
             embed(given[0].integers()[row], row % tokens_, x.data() + static_cast<std::size_t>(row) * width_);
-        const auto norm = [&](const Affine& affine, float* out) {
-            machine.k.layer_norm(x.data(), rows, width_, affine.weight.get(), affine.bias.get(), eps_, out);
-        };
         for (const Layer& layer : layers_) {
-            norm(layer.norm1, normed.data());
+            layer.norm1.rows(machine, x.data(), rows, normed.data());
             const Images projected = multiply(machine, layer.projected, normed);
             machine.threads.share(prompts * heads_, [&](int index, int) {
                 attend(projected.image(index / heads_), index % heads_, normed.image(index / heads_));
             });
             x = multiply(machine, layer.out, normed, x.data());
-            norm(layer.norm2, normed.data());
+            layer.norm2.rows(machine, x.data(), rows, normed.data());
             const Images hidden = multiply(machine, layer.hidden, normed);
             for (std::size_t i = 0; i < hidden.size(); ++i) hidden.data()[i] = activate(hidden.data()[i]);
             x = multiply(machine, layer.back, hidden, x.data());
         }
         std::vector<Made> outputs;
         outputs.push_back(made("text", {prompts, tokens_, width_}));
-        norm(last_, outputs[0].data.get());
+        last_.rows(machine, x.data(), rows, outputs[0].data.get());
         return outputs;
     }
 
@@ -126,10 +122,9 @@ class TextEncoder : public Graph {
 
     int heads_, width_, tokens_, vocabulary_;
     bool quick_;
-    float eps_;
     Floats words_, places_;
     std::vector<Layer> layers_;
-    Affine last_;
+    LayerNorm last_;
 };
 
 }  // namespace
