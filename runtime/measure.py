@@ -82,10 +82,12 @@ def _step(network: Network, bundle: Bundle, features: Floats) -> Predict:
 
 
 def _in_turns(predict: Mapping[Candidate, Predict]) -> dict[Candidate, float]:
-    """The fewest seconds of each, over some rounds."""
+    """The fewest seconds of each, over some rounds. A turn begins with a step that is not timed: threads of the engine
+    before may wait for work on the same cores for a while."""
     seconds, begun = dict.fromkeys(predict, float("inf")), time.perf_counter()
     for _ in range(ROUNDS):
         for candidate, one in predict.items():
+            one()
             start = time.perf_counter()
             one()
             seconds[candidate] = min(seconds[candidate], time.perf_counter() - start)

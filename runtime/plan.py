@@ -26,8 +26,9 @@ _POINTS: dict[Region, slice] = {"face": FACE, "left_hand": LEFT_HAND, "right_han
 # Beside the graphs' weights a pass holds so many fp32 tensors of the first level's size for every frame (pose maps and
 # features among them) and so many more for every frame and prompt; an engine, and the decoder behind it, hold some
 # bytes of their own. Fitted to what rendering adds to a process at its peak with ONNX Runtime on a CPU, pocket base at
-# 128x128, 3 to 97 frames, one and two prompts (106 to 480 MiB), which it meets within a quarter. OpenVINO adds 0.3 GiB
-# to that; other sizes were not measured.
+# 128x128, 3 to 97 frames, one and two prompts (106 to 480 MiB), which it meets within a quarter. The engine native adds
+# up to 1.15 times as much at 3 to 17 frames, and 0.7 times at 97. OpenVINO adds 0.3 GiB to that; other sizes were not
+# measured.
 _LIVE_FRAME, _LIVE_PROMPT, _ENGINE = 39, 14, 72 * 2**20
 FAR = 0.08
 
