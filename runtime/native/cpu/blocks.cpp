@@ -90,7 +90,7 @@ TransformerBlock::TransformerBlock(Machine& machine, const Layers& layers, const
     text_q_ = linear({"attn2.to_q"});
     of_text_ = linear({"attn2.to_k", "attn2.to_v"});
     text_out_ = linear({"attn2.to_out.0"});
-    hidden_ = GatedLinear(machine, layers, name + ".ff.net.0.value", name + ".ff.net.0.gate");
+    hidden_ = Linear::gated(machine, layers, name + ".ff.net.0.value", name + ".ff.net.0.gate", machine.bf16);
     ff_out_ = linear({"ff.net.2"});
     for (const int found :
          {norm2_.channels(), norm3_.channels(), of_frames_.inputs(), of_key_.inputs(), out_.inputs(), out_.outputs(),

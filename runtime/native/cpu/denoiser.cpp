@@ -184,26 +184,23 @@ class Denoiser : public Graph {
         }
         const Fold fold{text.sizes[0], frames};
         const std::int64_t timestep = given[1].integers()[0];
-        Context context{{}, {text.floats(), text.sizes[0], text.sizes[1], text.sizes[2]}};
+        const Block time = unet_.embed(machine, timestep), control_time = control_.embed(machine, timestep);
+        const Text words{text.floats(), text.sizes[0], text.sizes[1], text.sizes[2]};
+        const Context context{{time.data(), unet_.time_width()}, words};
+        const Context control{{control_time.data(), control_.time_width()}, words};
 
         const Images x = from_planar(machine, latents);
-        std::vector<Part> skips = controlled(machine, x, given[6], timestep, fold, context, given[7].floats()[0]);
-        const Block time = unet_.embed(machine, timestep);
-        context.time = {time.data(), unet_.time_width()};
+        std::vector<Part> skips = controlled(machine, x, given[6], fold, context, control, given[7].floats()[0]);
         const Images eps = up(machine, skips, context);
         return mix(machine, eps, latents, given[5].floats(), given[2].floats()[0], given[3].floats()[0]);
     }
 
   private:
     /* The UNet's skips and middle with ControlNet's residuals added, `scale` times. */
-    std::vector<Part> controlled(Machine& machine, const Images& x, const Given& pose, std::int64_t timestep, Fold fold,
-                                 Context context, float scale) const {
+    std::vector<Part> controlled(Machine& machine, const Images& x, const Given& pose, Fold fold,
+                                 const Context& context, const Context& of_control, float scale) const {
         const Images features = from_planar(machine, pose);
-        const Block time = control_.embed(machine, timestep);
-        context.time = {time.data(), control_.time_width()};
-        std::vector<Part> control = control_.down(machine, x, &features, fold, context);
-        const Block own = unet_.embed(machine, timestep);
-        context.time = {own.data(), unet_.time_width()};
+        std::vector<Part> control = control_.down(machine, x, &features, fold, of_control);
         std::vector<Part> skips = unet_.down(machine, x, nullptr, fold, context);
         if (control.size() != residuals_.size() || skips.size() != control.size())
             throw LayersError("ControlNet and UNet have different skips; export the bundle again");

@@ -54,9 +54,10 @@ struct Convolution {
 
 struct Kernels {
     const char* name;
-    int lanes, columns;  // columns: of a packed panel
+    int lanes;  // floats of a vector
 
-    /* Floats that b [K, N] takes packed: panels [columns] wide, rows of a panel in a row, the last panel filled with 0.
+    /* Floats that b [K, N] takes packed: panels two vectors wide, rows of a panel in a row, the last panel filled with
+     * 0.
      */
     std::size_t (*packed_size)(int k, int n);
     /* b's element (k, n) is at b[k row + n column]. */
@@ -91,7 +92,7 @@ struct Kernels {
     std::size_t (*packed_head_size)(int keys, int width);
     /* k and v of one head, as `attend` reads them. */
     void (*pack_head)(const Attention& attention, int head, float* packed);
-    /* Rows [begin, end) of one head; whole blocks are `columns` rows. scratch: `attend_scratch` floats. */
+    /* Rows [begin, end) of one head; whole blocks are two vectors of rows. scratch: `attend_scratch` floats. */
     void (*attend)(const Attention& attention, int head, const float* packed, int begin, int end, float* scratch);
     std::size_t (*attend_scratch)(int keys, int width);
     /* Every frame sees every frame at places [begin, end): q, k, v, out [frames, places, heads d], a frame of q, k, v

@@ -73,7 +73,20 @@ float* Machine::scratch(int thread, std::size_t count) {
     return own.data.get();
 }
 
-Linear::Linear(const Machine& machine, const Layers& layers, const std::vector<std::string>& names, bool bf16) {
+Linear::Linear(const Machine& machine, const Layers& layers, const std::vector<std::string>& names, bool bf16)
+    : Linear(machine, layers, names, bf16, false) {}
+
+Linear Linear::gated(const Machine& machine, const Layers& layers, const std::string& value, const std::string& gate,
+                     bool bf16) {
+    if (layers.tensor(value + ".weight").sizes != layers.tensor(gate + ".weight").sizes)
+        throw LayersError(gate + " has another size than " + value + "; export the bundle again");
+    layers.tensor(value + ".bias"), layers.tensor(gate + ".bias");  // both have one
+    return Linear(machine, layers, {value, gate}, bf16, true);
+}
+
+Linear::Linear(const Machine& machine, const Layers& layers, const std::vector<std::string>& names, bool bf16,
+               bool gated)
+    : gated_(gated) {
     std::vector<const Tensor*> parts;
     bool biased = false;
     for (const std::string& name : names) {
@@ -98,9 +111,17 @@ Linear::Linear(const Machine& machine, const Layers& layers, const std::vector<s
             std::memset(bias_.get() + row, 0, sizeof(float) * rows);
         row += static_cast<std::size_t>(rows);
     }
-    packed_ = make_floats(machine.k.packed_size(inputs_, outputs_));
-    bf16_ = bf16 && inputs_ <= machine.k.longest_bf16;
-    (bf16_ ? machine.k.pack_bf16 : machine.k.pack)(stacked.get(), 1, inputs_, inputs_, outputs_, packed_.get());
+    const Kernels& k = machine.k;
+    bf16_ = bf16 && inputs_ <= k.longest_bf16;
+    if (gated) {
+        outputs_ /= 2;
+        packed_ = make_floats(k.packed_size(inputs_, 2 * ((outputs_ + k.lanes - 1) / k.lanes * k.lanes)));
+        const float* gates = stacked.get() + inputs * static_cast<std::size_t>(outputs_);
+        (bf16_ ? k.pack_gated_bf16 : k.pack_gated)(stacked.get(), gates, 1, inputs_, inputs_, outputs_, packed_.get());
+        return;
+    }
+    packed_ = make_floats(k.packed_size(inputs_, outputs_));
+    (bf16_ ? k.pack_bf16 : k.pack)(stacked.get(), 1, inputs_, inputs_, outputs_, packed_.get());
 }
 
 Product Linear::product(const float* a, float* c) const {
@@ -113,38 +134,8 @@ Product Linear::product(const float* a, float* c) const {
             .ldc = outputs_,
             .k = inputs_,
             .n = outputs_,
-            .bf16 = bf16_};
-}
-
-GatedLinear::GatedLinear(const Machine& machine, const Layers& layers, const std::string& value,
-                         const std::string& gate) {
-    const Tensor &values = layers.tensor(value + ".weight"), &gates = layers.tensor(gate + ".weight");
-    check_matrix(values, value);
-    if (values.sizes != gates.sizes)
-        throw LayersError(gate + " has another size than " + value + "; export the bundle again");
-    outputs_ = values.sizes[0], inputs_ = values.sizes[1];
-    packed_ = make_floats(machine.k.packed_size(inputs_, 2 * ((outputs_ + 15) / 16 * 16)));
-    bf16_ = machine.bf16 && inputs_ <= machine.k.longest_bf16;
-    const auto pack = bf16_ ? machine.k.pack_gated_bf16 : machine.k.pack_gated;
-    pack(values.floats().get(), gates.floats().get(), 1, inputs_, inputs_, outputs_, packed_.get());
-    bias_ = make_floats(2 * static_cast<std::size_t>(outputs_));
-    const std::size_t bytes = sizeof(float) * static_cast<std::size_t>(outputs_);
-    std::memcpy(bias_.get(), vector_of(layers, value + ".bias", outputs_).get(), bytes);
-    std::memcpy(bias_.get() + outputs_, vector_of(layers, gate + ".bias", outputs_).get(), bytes);
-}
-
-Product GatedLinear::product(const float* a, float* c) const {
-    return {.a = a,
-            .lda = inputs_,
-            .b = packed_.get(),
-            .bias = bias_.get(),
-            .add = nullptr,
-            .c = c,
-            .ldc = outputs_,
-            .k = inputs_,
-            .n = outputs_,
             .bf16 = bf16_,
-            .gated = true};
+            .gated = gated_};
 }
 
 Affine::Affine(const Layers& layers, const std::string& name) {

@@ -66,31 +66,20 @@ class Linear {
     Linear() = default;
     /* bf16: numbers are rounded to it, if the kernels multiply it. */
     Linear(const Machine& machine, const Layers& layers, const std::vector<std::string>& names, bool bf16 = false);
+    /* value gelu(gate), of two torch Linears. */
+    static Linear gated(const Machine& machine, const Layers& layers, const std::string& value, const std::string& gate,
+                        bool bf16);
 
     int inputs() const { return inputs_; }
     int outputs() const { return outputs_; }
     Product product(const float* a, float* c) const;
 
   private:
+    Linear(const Machine& machine, const Layers& layers, const std::vector<std::string>& names, bool bf16, bool gated);
+
     Floats packed_, bias_;
     int inputs_ = 0, outputs_ = 0;
-    bool bf16_ = false;
-};
-
-/* value gelu(gate), of two Linears. */
-class GatedLinear {
-  public:
-    GatedLinear() = default;
-    GatedLinear(const Machine& machine, const Layers& layers, const std::string& value, const std::string& gate);
-
-    int inputs() const { return inputs_; }
-    int outputs() const { return outputs_; }
-    Product product(const float* a, float* c) const;
-
-  private:
-    Floats packed_, bias_;
-    int inputs_ = 0, outputs_ = 0;
-    bool bf16_ = false;
+    bool bf16_ = false, gated_ = false;
 };
 
 /* A norm's weight and bias. */

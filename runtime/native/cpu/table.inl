@@ -10,7 +10,6 @@ extern const Kernels kTable;
 const Kernels kTable{
     .name = PC_NAME,
     .lanes = kLanes,
-    .columns = kColumns,
     .packed_size = packed_size,
     .pack = pack,
     .pack_gated = pack_gated,
