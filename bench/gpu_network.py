@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from posecrafter.bench.published import PublishedDenoiser
 from posecrafter.export.fused import place_kernels
-from posecrafter.export.graphs import Step
+from posecrafter.export.graphs import PoseEncoder, Step
 from posecrafter.finetune.network import VideoControlNet, VideoDenoiser, VideoUNet
 from posecrafter.kernels.warp_latents import warp
 from posecrafter.runtime.edit import Motion, edit
@@ -79,8 +79,10 @@ def hollow_step(size: Size) -> Step:
     return Step(denoiser.eval().requires_grad_(False))
 
 
-def hollow_inputs(size: Size, frames: int, prompts: int) -> tuple[Tensor, ...]:
-    """What `hollow_step` takes, in the order of INPUTS, likewise without memory."""
+def hollow_inputs(size: Size, frames: int, prompts: int, maps: bool = False) -> tuple[Tensor, ...]:
+    """What `hollow_step` takes, in the order of INPUTS, likewise without memory. maps: pose maps, not features."""
+    pixels = size.side * size.factor
+    poses = (frames, 3, pixels, pixels) if maps else (frames, size.widths[0], size.side, size.side)
     with torch.device("meta"):
         return (
             torch.empty(frames, 4, size.side, size.side),
@@ -89,7 +91,7 @@ def hollow_inputs(size: Size, frames: int, prompts: int) -> tuple[Tensor, ...]:
             torch.empty(()),
             torch.empty(prompts, size.tokens, size.text_width),
             torch.empty(prompts),
-            torch.empty(frames, size.widths[0], size.side, size.side),
+            torch.empty(poses),
             torch.empty(()),
         )
 
@@ -138,23 +140,29 @@ class Rig:
     encode: Callable[[Tensor], Tensor]
 
 
-def make_rig(variant: str, size: Size, device: torch.device, dtype: torch.dtype) -> Rig:
-    """The same weights whatever the variant."""
-    plain = random_step(size, device)
-    embedding = copy.deepcopy(plain.denoiser.controlnet.controlnet_cond_embedding)
-    encode: Callable[[Tensor], Tensor] = embedding
+def arranged(plain: Step, variant: str, dtype: torch.dtype) -> nn.Module:
+    """The network of one variant, from the plain one's weights."""
     step: nn.Module = plain
     if variant == "kernels":
         step = place_kernels(plain)
     elif variant.startswith("published"):
-        step, encode = PublishedStep(plain), lambda maps: maps
+        step = PublishedStep(plain)
     step = step.to(dtype)
+    return step if variant == "published" else step.to(memory_format=torch.channels_last)
+
+
+def make_rig(variant: str, size: Size, device: torch.device, dtype: torch.dtype) -> Rig:
+    """The same weights whatever the variant."""
+    plain = random_step(size, device)
+    encode: nn.Module = nn.Identity()
+    if not variant.startswith("published"):
+        encode = PoseEncoder(copy.deepcopy(plain.denoiser.controlnet.controlnet_cond_embedding), dtype)
+        encode.to(dtype).to(memory_format=torch.channels_last)
+    step = arranged(plain, variant, dtype)
     if device.type == "cuda":  # weights in fresh memory, as if they had been loaded, not where the fp32 ones were
         step = step.cpu()
         torch.cuda.empty_cache()
         step = step.to(device)
-    if variant != "published":
-        step = step.to(memory_format=torch.channels_last)
     if variant == "published, compiled":
         step = torch.compile(step, dynamic=False)
     graphs = {"denoiser": (step, INPUTS, ("x_next", "eps"))}

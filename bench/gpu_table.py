@@ -60,22 +60,29 @@ def _networks(records: list[dict[str, Any]]) -> str:
         (
             record["variant"], str(record["frames"]), f"{record['ms']['p50']:.4g}",
             f"{record['flops_per_second'] / 1e12:.3g}", f"{100 * record['share_of_989e12']:.0f} %",
-            f"{record['peak_bytes'] / 2**30:.2f}", _faster(record, "step"),
+            *_memory(record), _faster(record, "step"),
         )
         for record in records
     ]  # fmt: skip
-    return _table(("step", "frames", "ms", "TFLOP/s", "of 989", "peak GiB", "ratio"), rows)
+    return _table(("step", "frames", "ms", "TFLOP/s", "of 989", "reserved GiB", "held", "counted", "ratio"), rows)
 
 
 def _pipelines(records: list[dict[str, Any]]) -> str:
     rows = [
         (
             record["variant"], str(record["target_frames"]), f"{record['invert_seconds']:.3g}",
-            f"{record['sample_seconds']:.3g}", f"{record['peak_bytes'] / 2**30:.2f}", _faster(record, "both"),
+            f"{record['sample_seconds']:.3g}", *_memory(record)[:2], _faster(record, "both"),
         )
         for record in records
     ]  # fmt: skip
-    return _table(("pipeline", "target frames", "invert s", "sample s", "peak GiB", "ratio"), rows)
+    return _table(("pipeline", "target frames", "invert s", "sample s", "reserved GiB", "held", "ratio"), rows)
+
+
+def _memory(record: dict[str, Any]) -> tuple[str, ...]:
+    """GiB that the allocator reserved, that tensors held, and what is counted without a device; older records lack
+    some."""
+    names = ("peak_bytes", "held_bytes", "counted_bytes")
+    return tuple(f"{record[name] / 2**30:.2f}" if name in record else "" for name in names)
 
 
 def _faster(record: dict[str, Any], what: str) -> str:

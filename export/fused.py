@@ -23,9 +23,10 @@ from posecrafter.kernels.layer_norm import layer_norm
 from posecrafter.kernels.residual_sum import residual_sum
 from posecrafter.kernels.temporal_attention import temporal_attention
 
-ROWS = 65536
-"""Tokens that go through a feed-forward at a time, far more than keep a GPU busy. Its hidden layer is four times as
-wide as they are: for all tokens of a long pass at once it would need more memory than anything else."""
+PASS = 2**23
+"""Numbers of the tokens that go through a product at a time whose result is four times as wide as they are: 64 MiB in
+half precision, and on a GPU ten times the tiles that keep it busy. For all tokens of a pass at once it would need more
+memory than anything else."""
 
 
 class FusedNorm(nn.Module):
@@ -36,11 +37,14 @@ class FusedNorm(nn.Module):
         self.weight, self.bias = norm.weight, norm.bias
         self.groups, self.eps = norm.num_groups, norm.eps
 
-    def forward(self, x: Tensor, fold: Fold | None = None, silu: bool = False, add: Tensor | None = None) -> Tensor:
-        """x: [B*F, C, h, w]; add: [C], added before the norm -> same shape, channels-last."""
+    def forward(
+        self, x: Tensor, fold: Fold | None = None, silu: bool = False, add: Tensor | None = None, over: bool = False
+    ) -> Tensor:
+        """x: [B*F, C, h, w]; add: [C], added before the norm; over: write over x -> same shape, channels-last."""
         x = x.contiguous(memory_format=torch.channels_last)
         outer = x.shape[0] if fold is None else fold.outer
-        return group_norm_silu(x, self.weight, self.bias, add, self.groups, self.eps, outer, silu)
+        out = x if over else None
+        return group_norm_silu(x, self.weight, self.bias, add, self.groups, self.eps, outer, silu, out)
 
 
 class FusedResBlock(nn.Module):
@@ -48,7 +52,10 @@ class FusedResBlock(nn.Module):
 
     A stock convolution adds it in a pass of its own. conv1's is part of the time embedding here, which norm2 adds to
     means and not to numbers; conv2's goes with the residual. `bias` is what the output adds, and may be given more.
+    Where x was joined for this block alone (`joined`), the shortcut reads it first and norm1 writes over it.
     """
+
+    joined = False
 
     def __init__(self, block: ResBlock) -> None:
         super().__init__()
@@ -62,13 +69,17 @@ class FusedResBlock(nn.Module):
             self.bias = _constant(self.bias + _taken(self.shortcut))
 
     def forward(self, x: Tensor, time: Tensor, fold: Fold) -> Tensor:
-        """x: [F or B*F, C, h, w], time: [1, E], one for all as inference has it -> same leading axis, channels-last."""
+        """x: [F or B*F, C, h, w], time: [1, E], one for all as inference has it -> same leading axis, channels-last.
+
+        x is overwritten where it was joined.
+        """
         assert time.shape[0] == 1
-        y = self.conv1(self.norm1(x, fold, silu=True))
-        y = self.conv2(self.norm2(y, fold, silu=True, add=self.time_emb_proj(F.silu(time))[0]))
-        if self.shortcut is None:
-            return residual_sum(x, y, self.bias)
-        return y.add_(_images(F.linear(_tokens(x), self.shortcut.weight, self.bias), y))
+        passed = None
+        if self.shortcut is not None:
+            passed = _images(F.linear(_tokens(x), self.shortcut.weight, self.bias), x)
+        y = self.conv1(self.norm1(x, fold, silu=True, over=self.joined))
+        y = self.conv2(self.norm2(y, fold, silu=True, add=self.time_emb_proj(F.silu(time))[0], over=True))
+        return residual_sum(x, y, self.bias) if passed is None else y.add_(passed)
 
 
 class FusedLayerNorm(nn.Module):
@@ -86,9 +97,9 @@ class FusedLayerNorm(nn.Module):
 class FusedTransformerBlock(nn.Module):
     """A TransformerBlock whose attentions copy nothing, and whose products add to the residual where it lies.
 
-    What is projected from the same tokens is one product with rows [q_1, q_temp, k_temp, v_temp], and temporal
-    attention writes where its q was. A product that adds takes no bias: x is `late` short of the plain block's x, the
-    norms add what is missing so far, and whoever takes the result adds it all.
+    Temporal attention's q, k and v are one product, and it writes where its q was. A product that adds takes no bias:
+    x is `late` short of the plain block's x, the norms add what is missing so far, and whoever takes the result adds it
+    all.
     """
 
     def __init__(self, block: TransformerBlock, late: Tensor | None = None) -> None:
@@ -98,13 +109,13 @@ class FusedTransformerBlock(nn.Module):
         first, text, across = block.attn1, block.attn2, block.attn_temp
         self.heads, self.temporal = first.attend.heads, across is not None
         self.of_key, self.of_text = _stacked(first.to_k, first.to_v), _stacked(text.to_k, text.to_v)
-        self.of_frames, self.out = first.to_q, first.to_out[0]
+        self.of_query, self.out = first.to_q, first.to_out[0]
         self.text_q, self.text_out = text.to_q, text.to_out[0]
         self.hidden, self.ff_out = block.ff.net[0].proj, block.ff.net[2]
         late = torch.zeros_like(self.out.bias) if late is None else late
         self.norm1, late = FusedLayerNorm(block.norm1, late), late + _taken(self.out)
         if across is not None:
-            self.of_frames = _stacked(first.to_q, across.to_q, across.to_k, across.to_v)
+            self.of_frames = _stacked(across.to_q, across.to_k, across.to_v)
             self.temporal_out = across.to_out[0]
             late = late + _taken(self.temporal_out)
         self.norm2, late = FusedLayerNorm(block.norm2, late), late + _taken(self.text_out)
@@ -117,30 +128,25 @@ class FusedTransformerBlock(nn.Module):
         seen = key_frame_attention(self.text_q(self.norm2(x)), *self.of_text(text).chunk(2, -1), self.heads)
         _add_product(x, seen, self.text_out.weight)
         rows = x.flatten(0, 1)
-        for part in rows.chunk(-(-len(rows) // ROWS)):
-            hidden = gated_linear(self.norm3(part), self.hidden.weight, self.hidden.bias)
-            part.addmm_(hidden, self.ff_out.weight.T)
+        for part in rows.chunk(-(-rows.numel() // PASS)):
+            part.addmm_(gated_linear(self.norm3(part), self.hidden.weight, self.hidden.bias), self.ff_out.weight.T)
         return x
 
     def _see_frames(self, x: Tensor, fold: Fold) -> Tensor:
         """x + attn1(n) + attn_temp(n), n = norm1(x), in place; of long passes one prompt after the other."""
-        if fold.outer > 1 and x.shape[0] * x.shape[1] > ROWS:
+        if fold.outer > 1 and x.numel() > 2 * PASS:
             for part in x.chunk(fold.outer):
                 self._see_frames(part, Fold(1, fold.frames, split=True))
             return x
-        rows, (k, v) = self._projected(x, fold)
-        q, *across = rows.split(x.shape[-1], -1)
-        _add_product(x, key_frame_attention(q, k, v, self.heads), self.out.weight)
-        if not self.temporal:
-            return x
-        seen = temporal_attention(*across, self.heads, fold.frames, across[0])
-        return _add_product(x, seen, self.temporal_out.weight)
-
-    def _projected(self, x: Tensor, fold: Fold) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """q of all frames, with temporal attention's q, k and v beside it in rows [4 C]; k and v of the key frame."""
         normed = self.norm1(x)
         key = normed.reshape(fold.outer, fold.frames, *x.shape[1:])[:, 0]
-        return self.of_frames(normed), self.of_key(key).chunk(2, -1)
+        seen = key_frame_attention(self.of_query(normed), *self.of_key(key).chunk(2, -1), self.heads)
+        _add_product(x, seen, self.out.weight)
+        if not self.temporal:
+            return x
+        del seen  # before the widest product of the block
+        q, k, v = self.of_frames(normed).chunk(3, -1)
+        return _add_product(x, temporal_attention(q, k, v, self.heads, fold.frames, q), self.temporal_out.weight)
 
 
 class FusedTransformer(nn.Module):
@@ -232,6 +238,9 @@ def place_kernels(step: Step) -> FusedStep:
         if isinstance(level, Level | Middle):
             for resnet, attention in zip(level.resnets, level.attentions, strict=False):
                 resnet.bias = _constant(resnet.bias + attention.late)
+    for level in step.denoiser.unet.up_blocks:
+        for resnet in level.resnets:
+            resnet.joined = True
     return FusedStep(step).to(memory_format=torch.channels_last)
 
 

@@ -71,13 +71,14 @@ class Graph:
 class PoseEncoder(nn.Module):
     """ControlNet's embedding of pose maps: it does not depend on t, so it runs once a request."""
 
-    def __init__(self, embedding: PoseEmbedding) -> None:
+    def __init__(self, embedding: PoseEmbedding, dtype: torch.dtype = torch.float32) -> None:
+        """dtype: of the features. What takes them in half precision need not keep them in more."""
         super().__init__()
-        self.embedding = embedding
+        self.embedding, self.dtype = embedding, dtype
 
     def forward(self, control_images: Tensor) -> Tensor:
         """control_images: [F, 3, H, W] in 0..1 -> pose_features [F, C0, h, w]."""
-        return self.embedding(control_images.to(self.embedding.conv_in.weight.dtype)).float()
+        return self.embedding(control_images.to(self.embedding.conv_in.weight.dtype)).to(self.dtype)
 
 
 class Step(nn.Module):

@@ -15,7 +15,7 @@ import torch
 
 from posecrafter.errors import EngineError
 from posecrafter.export.describe import describe
-from posecrafter.export.graphs import Graph, make_graphs
+from posecrafter.export.graphs import Graph, PoseEncoder, make_graphs
 from posecrafter.export.options import ExportOptions, Precision
 from posecrafter.export.run import Run
 from posecrafter.finetune.base import Base
@@ -103,6 +103,8 @@ def prepared(graph: Graph, options: TorchOptions) -> Graph:
         module = place_kernels(module)
     if options.computed == "fp16":
         module = module.half()
+        if isinstance(module, PoseEncoder):
+            module = PoseEncoder(module.embedding, torch.float16)
     if torch.device(options.device).type == "cuda":
         module = module.to(memory_format=torch.channels_last)
     return replace(graph, module=module)

@@ -7,7 +7,7 @@ uses: eps(x, t, text, pose features).
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -27,7 +27,6 @@ from posecrafter.finetune.layers import (
     Upsample,
     add_residual,
     join,
-    scaled_sum,
 )
 
 _UNSUPPORTED = (
@@ -183,17 +182,17 @@ class VideoNetwork(nn.Module):
 
         return checkpointed
 
-    def _down(self, x: Tensor, time: Tensor, text: Tensor, fold: Fold) -> tuple[list[tuple[Tensor, Fold]], Fold]:
-        """All skips on the way down, with their folds; x is conv_in's output. The last skip is the middle's input."""
-        skips = [(x, fold)]
+    def _down(self, x: Tensor, time: Tensor, text: Tensor, fold: Fold) -> Iterator[tuple[Tensor, Fold]]:
+        """Every skip on the way down with its fold, once it is made, and the middle's output last; x is conv_in's."""
+        yield x, fold
         for level in self.down_blocks:
             for index in range(len(level.resnets)):
                 x, fold = self._layer(level)(index, x, time, text, fold)
-                skips.append((x, fold))
+                yield x, fold
             for down in level.downsamplers:
                 x = down(x)
-                skips.append((x, fold))
-        return skips, fold
+                yield x, fold
+        yield self.mid_block(x, time, text, fold)
 
     def load_base(self, state: Mapping[str, Tensor]) -> None:
         """Load a diffusers 2-D state dict, or a video one with attn_temp and conv_temp, by name.
@@ -243,31 +242,29 @@ class VideoUNet(VideoNetwork):
         x: Tensor,
         timestep: Tensor,
         text: Tensor,
-        residuals: list[tuple[Tensor, Fold]] | None = None,
+        residuals: Iterator[tuple[Tensor, Fold]] | None = None,
         scale: Tensor | float = 1.0,
         frames: int | None = None,
     ) -> Tensor:
         """eps of every prompt. x: [F, L, h, w], timestep: [1], text: [B, T, D] -> [B, F, L, h, w].
 
-        residuals: ControlNet's, added `scale` times; the list is emptied, so that each is let go once it is added.
+        residuals: ControlNet's, added `scale` times. Each is taken when the skip that it belongs to is there, so the
+        two networks go down side by side, and of both only the sums are kept.
         With `frames` F, x holds B clips, [B*F, L, h, w], each with its own timestep [B] and prompt.
         """
         start, time = self._start(x, timestep, text, frames)
-        skips, fold = self._down(self.conv_in(x), time, text, start)
-        y, fold = self.mid_block(skips[-1][0], time, text, fold)
-        if residuals is not None:
-            y = scaled_sum(y, residuals.pop()[0], scale)
-            skips = [add_residual(skips.pop(0), residuals.pop(0), scale) for _ in range(len(skips))]
-        skips.append((y, fold))
-        del y  # from here on the stack alone holds what a layer reads, so that it is let go once it is read
+        skips = []
+        for skip in self._down(self.conv_in(x), time, text, start):
+            skips.append(skip if residuals is None else add_residual(skip, next(residuals), scale))
+        del skip  # from here on the stack alone holds what a layer reads, so that it is let go once it is read
         for level in self.up_blocks:
             layer = self._layer(level)
             for index in range(len(level.resnets)):
                 fold = skips[-1][1]
                 skips.append(layer(index, join(skips), time, text, fold))
             for up in level.upsamplers:
-                below, fold = skips.pop()
-                skips.append((up(below, skips[-1][0].shape[-2:]), fold))
+                fold = skips[-1][1]
+                skips.append((up(skips.pop()[0], skips[-1][0].shape[-2:]), fold))
         y, fold = skips.pop()
         y = self.conv_out(F.silu(self.conv_norm_out(y, fold)))
         return y.reshape(start.prompts, start.frames, *y.shape[1:])
@@ -321,20 +318,17 @@ class VideoControlNet(VideoNetwork):
         text: Tensor,
         pose_features: Tensor,
         frames: int | None = None,
-    ) -> list[tuple[Tensor, Fold]]:
-        """The residuals for every skip and, last, the middle.
+    ) -> Iterator[tuple[Tensor, Fold]]:
+        """The residuals for every skip and, last, the middle, each computed when it is asked for.
 
         x: [F, L, h, w], timestep: [1], text: [B, T, D], pose_features: [F, C0, h, w] from `controlnet_cond_embedding`.
         With `frames` F, x and pose_features hold B clips: see VideoUNet.forward.
         """
         start, time = self._start(x, timestep, text, frames)
-        skips, fold = self._down(self.conv_in(x) + pose_features, time, text, start)
-        middle, fold = self.mid_block(skips[-1][0], time, text, fold)
-        residuals = []
-        for conv in self.controlnet_down_blocks:
-            skip, skip_fold = skips.pop(0)
-            residuals.append((conv(skip), skip_fold))
-        return [*residuals, (self.controlnet_mid_block(middle), fold)]
+        convs = [*self.controlnet_down_blocks, self.controlnet_mid_block]
+        made = self._down(self.conv_in(x) + pose_features, time, text, start)
+        for conv, (skip, fold) in zip(convs, made, strict=True):
+            yield conv(skip), fold
 
 
 class VideoDenoiser(nn.Module):

@@ -15,6 +15,7 @@ every run. Deviations are taken from running means (Welford 1962), never as a di
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import torch
@@ -179,7 +180,7 @@ def combined(channels: int, groups: int) -> dict[str, int]:
     return {"SHARE": share, "WIDTH": width, "SLICES": min(64, max(2048 // width, 1))}
 
 
-def check(x: Tensor, weight: Tensor, bias: Tensor, add: Tensor | None, groups: int, outer: int) -> None:
+def check(x: Tensor, weight: Tensor, bias: Tensor, add: Tensor | None, groups: int, outer: int, out: Tensor) -> None:
     """Raises: EngineError "kernel-shape", "kernel-dtype", "kernel-layout"."""
     if x.ndim != 4 or min(x.shape) < 1 or outer < 1 or x.shape[0] % outer or x.shape[1] % groups or x.shape[1] % 8:
         raise EngineError(
@@ -192,26 +193,38 @@ def check(x: Tensor, weight: Tensor, bias: Tensor, add: Tensor | None, groups: i
         if vector is not None:
             check_tensor(name, vector, x.shape[1:2], FLOATS)
             check_contiguous(name, vector)
-    check_channels_last("x", x)
+    check_tensor("out", out, x.shape, (x.dtype,))
+    for name, images in (("x", x), ("out", out)):
+        check_channels_last(name, images)
 
 
 def launch(
-    x: Tensor, weight: Tensor, bias: Tensor, add: Tensor | None, groups: int, eps: float, outer: int, silu: bool
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    add: Tensor | None,
+    groups: int,
+    eps: float,
+    outer: int,
+    silu: bool,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Run the three Triton kernels. x: [outer*F, C, h, w], channels-last, any float -> the same shape, order and dtype.
 
     weight, bias: [C]. add: [C], added to x before the norm (the time embedding), or None. Statistics are per prompt
-    and group, over frames and positions; outer = x.shape[0] makes it an ordinary GroupNorm.
+    and group, over frames and positions; outer = x.shape[0] makes it an ordinary GroupNorm. out: where to write, x
+    itself if need be: each tile is read by the program that writes it.
     Raises: EngineError "kernel-...".
     """
-    check(x, weight, bias, add, groups, outer)
-    tensors = {"x": x, "weight": weight, "bias": bias, **({} if add is None else {"add": add})}
+    out = torch.empty_like(x) if out is None else out
+    check(x, weight, bias, add, groups, outer, out)
+    tensors = {"x": x, "weight": weight, "bias": bias, "out": out, **({} if add is None else {"add": add})}
     check_same_device(tensors)
     channels, rows = x.shape[1], x.shape[0] // outer * x.shape[2] * x.shape[3]
     slices, per_slice = slicing(rows, channels, outer)
     mean, square = torch.empty((2, outer, slices, channels), dtype=torch.float32, device=x.device)
     scale, shift = torch.empty((2, outer, channels), dtype=torch.float32, device=x.device)
-    out, across = torch.empty_like(x), triton.cdiv(channels, CHANNELS)
+    across = triton.cdiv(channels, CHANNELS)
     _measure[check_grid((slices, across, outer))](
         x, rows, per_slice, mean, square, C=channels, ROWS=ROWS, CHANNELS=CHANNELS, num_warps=4, num_stages=2
     )
@@ -225,27 +238,47 @@ def launch(
     return out
 
 
-@torch.library.custom_op("posecrafter::group_norm_silu", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("posecrafter::group_norm_silu", mutates_args={"out"}, device_types="cpu")
+def _op(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    add: Tensor | None,
+    groups: int,
+    eps: float,
+    outer: int,
+    silu: bool,
+    out: Tensor,
+) -> None:
+    out.copy_(twin(x, weight, bias, add, groups, eps, outer, silu))
+
+
+@_op.register_kernel("cuda")
+def _(x: Tensor, *rest: Any) -> None:
+    with torch.cuda.device_of(x):
+        launch(x, *rest)
+
+
+@_op.register_fake
+def _(x: Tensor, *rest: Any) -> None:
+    torch._check(rest[-1].shape == x.shape)
+
+
 def group_norm_silu(
-    x: Tensor, weight: Tensor, bias: Tensor, add: Tensor | None, groups: int, eps: float, outer: int, silu: bool
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    add: Tensor | None,
+    groups: int,
+    eps: float,
+    outer: int,
+    silu: bool,
+    out: Tensor | None = None,
 ) -> Tensor:
     """GroupNorm of x + add pooled over a prompt's frames, then SiLU. Shapes as in `launch`; any order on a CPU."""
-    return twin(x, weight, bias, add, groups, eps, outer, silu)
-
-
-@group_norm_silu.register_kernel("cuda")
-def _(
-    x: Tensor, weight: Tensor, bias: Tensor, add: Tensor | None, groups: int, eps: float, outer: int, silu: bool
-) -> Tensor:
-    with torch.cuda.device_of(x):
-        return launch(x, weight, bias, add, groups, eps, outer, silu)
-
-
-@group_norm_silu.register_fake
-def _(
-    x: Tensor, weight: Tensor, bias: Tensor, add: Tensor | None, groups: int, eps: float, outer: int, silu: bool
-) -> Tensor:
-    return torch.empty_like(x)
+    out = torch.empty_like(x) if out is None else out
+    _op(x, weight, bias, add, groups, eps, outer, silu, out)
+    return out
 
 
 def inputs(sizes: Sizes, dtype: torch.dtype, generator: torch.Generator) -> Inputs:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+from typing import Annotated
 
 import typer
 
+from posecrafter import __version__
 from posecrafter.cli.bench import bench_command
 from posecrafter.cli.compile import compile_command
 from posecrafter.cli.demo import demo_command
@@ -24,6 +26,23 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"posecrafter {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and stop.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Options of no command."""
+
+
 app.add_typer(poses_app, name="poses", help="Extract, repair, transfer, edit and draw key points.")
 app.command("finetune")(finetune_command)
 app.command("export")(export_command)

@@ -51,7 +51,7 @@ class Recording:
     def __init__(self, graph: TorchGraph, inputs: Mapping[str, torch.Tensor], pool: Any) -> None:
         self._graph = graph
         with torch.inference_mode():
-            self._inputs = {name: x.clone(memory_format=torch.contiguous_format) for name, x in inputs.items()}
+            self._inputs = {name: x.clone() for name, x in inputs.items()}  # each in its own order of memory
         self._captured: torch.cuda.CUDAGraph | None = None
         device = inputs["x"].device
         if device.type == "cuda":

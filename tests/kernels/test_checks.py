@@ -103,6 +103,7 @@ def test_another_dtype_is_refused_with_those_that_are_allowed(name: str) -> None
         ("group_norm_silu", {"outer": 3}),
         ("group_norm_silu", {"groups": 5}),
         ("group_norm_silu", {"weight": torch.zeros(31, dtype=torch.float16)}),
+        ("group_norm_silu", {"out": torch.zeros(4, 32, 3, 4, dtype=torch.float16)}),
         ("layer_norm", {"x": torch.zeros(2, 5, 24, dtype=torch.float16)}),
         ("layer_norm", {"add": torch.zeros(23, dtype=torch.float16)}),
         ("gated_linear", {"x": torch.zeros(5, 24, dtype=torch.float16)}),
@@ -118,6 +119,17 @@ def test_another_dtype_is_refused_with_those_that_are_allowed(name: str) -> None
 )
 def test_shapes_that_do_not_fit_together_are_refused(name: str, change: dict[str, Any]) -> None:
     assert refused(name, {**inputs_of(name), **change}).code == "kernel-shape"
+
+
+@pytest.mark.parametrize(
+    ("out", "code"),
+    [
+        (torch.zeros(4, 32, 3, 3, dtype=torch.float16), "kernel-layout"),
+        (torch.zeros(4, 3, 3, 32).permute(0, 3, 1, 2), "kernel-dtype"),
+    ],
+)
+def test_a_norm_writes_only_into_what_lies_like_its_input(out: torch.Tensor, code: str) -> None:
+    assert refused("group_norm_silu", {**inputs_of("group_norm_silu"), "out": out}).code == code
 
 
 def test_temporal_attention_writes_into_a_slice_of_wider_rows_and_nothing_beside_it() -> None:
@@ -141,11 +153,13 @@ def test_an_attention_reads_slices_of_wider_rows(name: str, frames: int) -> None
     torch.testing.assert_close(KERNELS[name].launch(**{**inputs, **sliced}), expected, rtol=0, atol=0)
 
 
-def test_temporal_attention_may_write_where_its_queries_were_and_its_projection_onto_the_residual() -> None:
+def test_what_a_kernel_may_write_over_gets_what_it_writes_elsewhere() -> None:
+    """Temporal attention its queries, the projection behind it the residual, a norm its input."""
     for name, frames, key in (
         ("temporal_attention", 2, "q"),
         ("temporal_attention", 70, "q"),
         ("temporal_projection", 2, "residual"),
+        ("group_norm_silu", 9, "x"),
     ):
         sizes = {**SMALL[name], "frames": frames, "tokens": 3}
         inputs = KERNELS[name].inputs(sizes, torch.float16, torch.Generator().manual_seed(0))
