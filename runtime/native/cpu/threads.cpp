@@ -1,5 +1,6 @@
 #include "threads.hpp"
 
+#include <algorithm>
 #include <utility>
 
 namespace posecrafter::cpu {
@@ -14,6 +15,19 @@ inline void pause() {
 #if defined(__x86_64__) || defined(__i386__)
     __builtin_ia32_pause();
 #endif
+}
+
+/* How many tasks there are and which is next, in one word: whoever takes a number knows whether it is a task's. */
+constexpr std::uint64_t word(int tasks, int next) {
+    return static_cast<std::uint64_t>(tasks) << 32 | static_cast<std::uint64_t>(next);
+}
+
+constexpr int all_of(std::uint64_t word) {
+    return static_cast<int>(word >> 32);
+}
+
+constexpr int next_of(std::uint64_t word) {
+    return static_cast<int>(word & 0xffffffff);
 }
 
 }  // namespace
@@ -43,17 +57,17 @@ void Threads::run(int tasks, const void* context, Call call) {
         for (int index = 0; index < tasks; ++index) call(context, index, 0);
         return;
     }
-    tasks_ = tasks, context_ = context, call_ = call;
-    next_.store(0, std::memory_order_relaxed);
-    busy_.store(static_cast<int>(workers_.size()), std::memory_order_relaxed);
+    context_ = context, call_ = call;
+    left_.store(tasks, std::memory_order_relaxed);
+    tasks_.store(word(tasks, 0), std::memory_order_release);
     round_.fetch_add(1);
     round_.notify_all();
     take(0);
-    for (int spins = 0, left; (left = busy_.load(std::memory_order_acquire)) != 0;) {
+    for (int spins = 0, left; (left = left_.load(std::memory_order_acquire)) != 0;) {
         if (++spins < kSpins)
             pause();
         else
-            busy_.wait(left);
+            left_.wait(left);
     }
     if (failed_.exchange(false)) std::rethrow_exception(std::exchange(failure_, nullptr));
 }
@@ -61,27 +75,34 @@ void Threads::run(int tasks, const void* context, Call call) {
 void Threads::work(int thread) {
     unsigned seen = 0;
     while (true) {
-        for (int spins = 0; round_.load(std::memory_order_acquire) == seen;) {
+        unsigned round;
+        for (int spins = 0; (round = round_.load(std::memory_order_acquire)) == seen;) {
             if (++spins < kSpins)
                 pause();
             else
                 round_.wait(seen);
         }
-        ++seen;
+        seen = round;
         if (stop_) return;
         take(thread);
-        if (busy_.fetch_sub(1, std::memory_order_acq_rel) == 1) busy_.notify_all();
     }
 }
 
 void Threads::take(int thread) noexcept {
+    // Who comes late may find the tasks of a later call, which are as good. A call does not return before each of its
+    // tasks is counted, so whoever has one reads that call's context.
+    int done = 0, tasks = 0;
     try {
-        for (int index; (index = next_.fetch_add(1, std::memory_order_relaxed)) < tasks_;)
-            call_(context_, index, thread);
+        for (std::uint64_t found;
+             (found = tasks_.fetch_add(1, std::memory_order_acquire), tasks = all_of(found), next_of(found) < tasks);) {
+            ++done;
+            call_(context_, next_of(found), thread);
+        }
     } catch (...) {
-        next_.store(tasks_, std::memory_order_relaxed);
         if (!failed_.exchange(true)) failure_ = std::current_exception();
+        done += std::max(tasks - next_of(tasks_.exchange(word(tasks, tasks))), 0);  // none is begun any more
     }
+    if (done != 0 && left_.fetch_sub(done, std::memory_order_acq_rel) == done) left_.notify_all();
 }
 
 }  // namespace posecrafter::cpu

@@ -1,7 +1,10 @@
 // Threads that wait for the next range to share out. One caller at a time.
+//
+// A call waits for its tasks, not for the threads: one that the machine lets run late finds its work done.
 #pragma once
 
 #include <atomic>
+#include <cstdint>
 #include <exception>
 #include <thread>
 #include <vector>
@@ -35,10 +38,10 @@ class Threads {
 
     std::vector<std::thread> workers_;
     std::atomic<unsigned> round_{0};
-    std::atomic<int> next_{0}, busy_{0};
+    std::atomic<std::uint64_t> tasks_{0};  // see threads.cpp
+    std::atomic<int> left_{0};             // tasks that are not done
     std::atomic<bool> stop_{false}, failed_{false};
     std::exception_ptr failure_;  // the first
-    int tasks_ = 0;
     const void* context_ = nullptr;
     Call call_ = nullptr;
 };
