@@ -20,6 +20,7 @@ from torch import Tensor
 
 from posecrafter.errors import TrainingError
 from posecrafter.files import atomic_folder, read_json, write_json
+from posecrafter.finetune.masters import Masters
 
 _NAME = re.compile(r"step-(\d{6,})")
 _MOMENTS = ("exp_avg", "exp_avg_sq", "momentum")
@@ -64,21 +65,30 @@ def load_checkpoint(folder: Path) -> Checkpoint | None:
         ) from error
 
 
-def optimizer_moments(optimizer: torch.optim.Optimizer, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The optimizer's moments by name; weights that have not met a gradient have none."""
-    states = {name: optimizer.state.get(weight, {}) for name, weight in weights.items()}
-    return {f"{kind}/{name}": state[kind] for name, state in states.items() for kind in _MOMENTS if kind in state}
+def optimizer_moments(optimizer: torch.optim.Optimizer, masters: Masters) -> dict[str, Tensor]:
+    """The optimizer's moments by name; none before its first update."""
+    moments = {}
+    for index, block in enumerate(masters.blocks):
+        for kind in optimizer.state.get(block, {}).keys() & set(_MOMENTS):
+            parts = masters.parts(index, optimizer.state[block][kind])
+            moments |= {f"{kind}/{name}": part for name, part in parts.items()}
+    return moments
 
 
 def restore_optimizer(
-    optimizer: torch.optim.Optimizer, weights: Mapping[str, Tensor], moments: Mapping[str, Tensor], updates: int
+    optimizer: torch.optim.Optimizer, masters: Masters, moments: Mapping[str, Tensor], updates: int
 ) -> None:
     """Give the optimizer back its moments after `updates` updates."""
-    for name, weight in weights.items():
-        kept = {kind: moments[f"{kind}/{name}"] for kind in _MOMENTS if f"{kind}/{name}" in moments}
-        if kept:
-            state = {kind: moment.to(weight.device, copy=True) for kind, moment in kept.items()}
-            optimizer.state[weight] = {**state, "step": torch.tensor(float(updates), device=weight.device)}
+    for index, block in enumerate(masters.blocks):
+        for kind in _MOMENTS:
+            moment = torch.zeros_like(block.detach())
+            parts = masters.parts(index, moment)
+            if not all(f"{kind}/{name}" in moments for name in parts):
+                continue
+            for name, part in parts.items():
+                part.copy_(moments[f"{kind}/{name}"])
+            step = torch.tensor(float(updates), device=block.device)
+            optimizer.state[block] |= {kind: moment, "step": step}
 
 
 def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

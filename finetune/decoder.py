@@ -47,9 +47,8 @@ def adapt_decoder(
     before = _psnr(base, clip)
     precision = choose_precision(options.precision, base.device)
     precision = "bf16" if precision == "fp16" else precision  # a gradient scaler for this alone is not worth its code
-    masters = Masters(dict(decoder.requires_grad_(True).named_parameters()))
-    decoder.to(dtype=DTYPES[precision])
-    optimizer = torch.optim.AdamW(masters.weights.values(), lr=_LEARNING_RATE, weight_decay=0, fused=True)
+    masters = Masters(dict(decoder.requires_grad_(True).named_parameters()), DTYPES[precision])
+    optimizer = torch.optim.AdamW(masters.blocks, lr=_LEARNING_RATE, weight_decay=0, fused=True)
     for step in range(1, steps + 1):
         if cancel is not None and cancel():
             raise TrainingError(
@@ -62,13 +61,12 @@ def adapt_decoder(
             raise TrainingError("loss-not-finite", f"the decoder's loss is {loss.item()}; use --precision fp32")
         loss.backward()
         masters.take_gradients()
-        nn.utils.clip_grad_norm_(masters.weights.values(), 1.0)
+        nn.utils.clip_grad_norm_(masters.blocks, 1.0)
         optimizer.step()
         masters.publish()
         progress("adapt decoder", step, steps, f"error {loss.item():.3f}")
-    decoder.requires_grad_(False).to(dtype=base.dtype)
-    masters.publish()
-    tensors = {f"{DECODER}decoder.{name}": weight.detach() for name, weight in masters.weights.items()}
+    decoder.requires_grad_(False).to(dtype=base.dtype).load_state_dict(masters.weights)
+    tensors = {f"{DECODER}decoder.{name}": weight for name, weight in masters.weights.items()}
     return AdaptedDecoder(tensors, before, _psnr(base, clip))
 
 

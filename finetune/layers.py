@@ -46,10 +46,18 @@ class Fold:
 def pooled_norm(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, outer: int) -> Tensor:
     """GroupNorm with statistics over (C/groups, F, h, w) jointly, in fp32. x: [outer*F, C, h, w] -> same shape, dtype.
 
-    Means of rows, then of the few row means: 4 to 7 times as fast on a CPU as one mean over both axes.
+    Means of rows, then of the few row means: 4 to 7 times as fast on a CPU as one mean over both axes. Channels-last
+    there stays so: turned around, what is behind it takes 3 times as long in training.
     """
     frames, channels, high, wide = x.shape[0] // outer, *x.shape[1:]
     share = channels // groups
+    if x.device.type == "cpu" and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
+        places = x.permute(0, 2, 3, 1).reshape(outer, frames * high * wide, groups, share).float()
+        centred = places - places.mean(1, keepdim=True).mean(3, keepdim=True)
+        variance = (centred * centred).mean(1, keepdim=True).mean(3, keepdim=True)
+        scale = torch.rsqrt(variance + eps) * weight.float().reshape(groups, share)
+        normed = (centred * scale + bias.float().reshape(groups, share)).to(x.dtype)
+        return normed.reshape(x.shape[0], high, wide, channels).permute(0, 3, 1, 2)
     rows = x.reshape(outer, frames, groups, share * high * wide).float()
     centred = rows - rows.mean(3, keepdim=True).mean(1, keepdim=True)
     variance = (centred * centred).mean(3, keepdim=True).mean(1, keepdim=True)

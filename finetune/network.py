@@ -252,11 +252,22 @@ class VideoUNet(VideoNetwork):
         two networks go down side by side, and of both only the sums are kept.
         With `frames` F, x holds B clips, [B*F, L, h, w], each with its own timestep [B] and prompt.
         """
-        start, time = self._start(x, timestep, text, frames)
+        start, time, down = self.way_down(x, timestep, text, frames)
         skips = []
-        for skip in self._down(self.conv_in(x), time, text, start):
+        for skip in down:
             skips.append(skip if residuals is None else add_residual(skip, next(residuals), scale))
         del skip  # from here on the stack alone holds what a layer reads, so that it is let go once it is read
+        return self.way_up(start, time, text, skips)
+
+    def way_down(
+        self, x: Tensor, timestep: Tensor, text: Tensor, frames: int | None = None
+    ) -> tuple[Fold, Tensor, Iterator[tuple[Tensor, Fold]]]:
+        """`forward` until it needs residuals: the fold, the time embedding, and every skip as `_down` makes it."""
+        start, time = self._start(x, timestep, text, frames)
+        return start, time, self._down(self.conv_in(x), time, text, start)
+
+    def way_up(self, start: Fold, time: Tensor, text: Tensor, skips: list[tuple[Tensor, Fold]]) -> Tensor:
+        """The rest of `forward`, behind skips with the residuals added. The list is used up."""
         for level in self.up_blocks:
             layer = self._layer(level)
             for index in range(len(level.resnets)):

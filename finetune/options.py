@@ -30,9 +30,9 @@ class FinetuneOptions:
     small bases. signal_leak: whose picture shows through a frame's noise where sampling begins: its own ("frame" [C]),
     or the key frame's, as at inference ("key"); both in finetune/objective.py. window: frames of one pass, the key
     frame among them [C: 8]. scope: "method" [C] or "all". lora_rank: low-rank updates instead of full matrices.
-    precision: of the network's arithmetic; weights in training, loss and optimizer stay fp32. save_every: steps between
-    checkpoints. max_seconds: of training; where `steps` take longer, as many as fit, and the learning rate falls with
-    those. adapt_decoder: steps of tuning the autoencoder's decoder afterwards.
+    precision: of the network's arithmetic and, in bf16, of Muon's products; weights in training, loss and moments stay
+    fp32. save_every: steps between checkpoints. max_seconds: of training; where `steps` take longer, as many as fit,
+    and the learning rate falls with those. adapt_decoder: steps of tuning the autoencoder's decoder afterwards.
     """
 
     optimizer: Optimizer = "adamw"

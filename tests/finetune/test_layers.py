@@ -30,6 +30,23 @@ def test_pooled_norm_takes_statistics_over_channels_frames_and_positions_jointly
     assert torch.allclose(norm(x, Fold(1, frames)), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("outer", [1, 2])
+def test_pooled_norm_of_channels_last_is_the_same_and_stays_channels_last(outer, tolerance) -> None:
+    torch.manual_seed(3)
+    norm, fold = PooledGroupNorm(4, 12), Fold(outer, 3, split=outer > 1)
+    torch.nn.init.normal_(norm.weight)
+    torch.nn.init.normal_(norm.bias)
+    x, gradient = torch.randn(2, 3 * outer, 12, 5, 7)
+    plain, turned = (form.clone().requires_grad_() for form in (x, x.to(memory_format=torch.channels_last)))
+    results = [norm(plain, fold), norm(turned, fold)]
+    assert results[1].is_contiguous(memory_format=torch.channels_last)
+    assert not results[0].is_contiguous(memory_format=torch.channels_last)
+    assert (results[0] - results[1]).abs().max() < tolerance["network"]
+    for result in results:
+        result.backward(gradient)
+    assert (plain.grad - turned.grad).abs().max() < tolerance["network"]
+
+
 def test_pooled_norm_keeps_prompts_apart() -> None:
     torch.manual_seed(0)
     norm, x = PooledGroupNorm(4, 12), torch.randn(6, 12, 3, 3)

@@ -4,7 +4,15 @@ import pytest
 import torch
 from torch import nn
 
-from posecrafter.finetune.muon import BETAS, COEFFICIENTS, Muon, build_optimizer, orthogonalise
+from posecrafter.finetune.muon import (
+    BETAS,
+    COEFFICIENTS,
+    Muon,
+    build_optimizer,
+    orthogonalise,
+    orthogonalise_half,
+)
+from posecrafter.finetune.second import SecondThread
 
 
 @pytest.mark.parametrize("shape", [(16, 40), (40, 16), (1, 9), (9, 1)])
@@ -37,6 +45,60 @@ def test_small_gram_matrices_give_what_iterating_on_the_matrix_gives() -> None:
         gram = expected @ expected.T
         expected = a * expected + (b * gram + c * gram @ gram) @ expected
     torch.testing.assert_close(orthogonalise(matrix.float()), expected.float(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(96, 96), (64, 288), (288, 64)])
+@pytest.mark.parametrize("scale", [1e-12, 1.0, 1e12])
+def test_in_bf16_singular_values_end_up_near_one_and_directions_where_fp32_has_them(shape, scale) -> None:
+    torch.manual_seed(6)
+    less = min(shape)
+    left, right = torch.linalg.qr(torch.randn(shape[0], less))[0], torch.linalg.qr(torch.randn(shape[1], less))[0]
+    matrix = scale * left @ torch.diag(torch.logspace(-2, 0, less)) @ right.T  # as steep as a momentum's
+    result, exact = orthogonalise_half(matrix[None])[0].float(), orthogonalise(matrix)
+    values = torch.linalg.svdvals(result)
+    assert values.min() > 0.6
+    assert values.max() < 1.35
+    assert (result * exact).sum() > 0.995 * result.norm() * exact.norm()
+
+
+def test_in_bf16_a_matrix_of_zeros_stays_one_and_leaves_its_neighbours_alone() -> None:
+    torch.manual_seed(7)
+    matrix, other = torch.randn(2, 9, 5)
+    both = orthogonalise_half(torch.stack([torch.zeros(9, 5), matrix]))
+    assert both[0].abs().max() == 0
+    assert torch.equal(both[1], orthogonalise_half(torch.stack([other, matrix]))[1])
+
+
+def test_a_block_of_matrices_moves_as_its_matrices_do() -> None:
+    torch.manual_seed(8)
+    gradients = torch.randn(3, 6, 5)
+    block = nn.Parameter(torch.zeros(3, 6, 5))
+    block.grad = gradients.clone()
+    Muon([block], lr=0.1).step()
+    for part, gradient in zip(block, gradients, strict=True):
+        weight = nn.Parameter(torch.zeros(6, 5))
+        weight.grad = gradient.clone()
+        Muon([weight], lr=0.1).step()
+        torch.testing.assert_close(part, weight)
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_a_second_thread_moves_the_same_weights_by_as_much() -> None:
+    torch.manual_seed(9)
+    gradients = [torch.randn(shape) for shape in ((3, 6, 5), (2, 4, 4), (1, 9, 3), (7,))]
+
+    def stepped(second: SecondThread | None) -> list[nn.Parameter]:
+        weights = [nn.Parameter(torch.zeros_like(gradient)) for gradient in gradients]
+        muon = Muon(weights, lr=0.1, second=second)
+        for _ in range(3):
+            for weight, gradient in zip(weights, gradients, strict=True):
+                weight.grad = gradient.clone()
+            muon.step()
+        return weights
+
+    for one, other in zip(stepped(None), stepped(SecondThread()), strict=True):
+        assert one.any()
+        torch.testing.assert_close(one, other)
 
 
 def test_weights_of_one_shape_do_not_mix() -> None:
@@ -80,7 +142,7 @@ def test_correlated_inputs_are_learned_in_fewer_steps_than_by_adamw() -> None:
         torch.manual_seed(3)
         inputs = torch.randn(512, 32) @ (torch.randn(32, 32) @ torch.diag(torch.logspace(0, -1.5, 32)))
         truth, weight = torch.randn(32, 32), nn.Parameter(torch.zeros(32, 32))
-        optimizer = build_optimizer(name, {"weight": weight}, rate, 0.0)
+        optimizer = build_optimizer(name, [weight], rate, 0.0)
         for step in range(150):
             optimizer.param_groups[0]["lr"] = rate * (1 - step / 150)
             loss = (inputs @ (weight - truth)).square().mean()

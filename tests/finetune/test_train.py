@@ -49,7 +49,9 @@ def stop_before(step: int) -> Callable[[], bool]:
     return lambda: next(asked) >= chunks + step - 1
 
 
-@pytest.mark.parametrize(("precision", "optimizer"), [("fp32", "adamw"), ("bf16", "adamw"), ("fp32", "muon")])
+@pytest.mark.parametrize(
+    ("precision", "optimizer"), [("fp32", "adamw"), ("bf16", "adamw"), ("fp32", "muon"), ("bf16", "muon")]
+)
 def test_a_resumed_run_is_the_straight_run_to_the_bit(run, options, precision, optimizer) -> None:
     options = replace(options, precision=precision, optimizer=optimizer)
     straight = run("straight", options)
@@ -58,6 +60,18 @@ def test_a_resumed_run_is_the_straight_run_to_the_bit(run, options, precision, o
     assert caught.value.code == "cancelled"
     stopped = run("stopped", options, resume=True)
     assert len(curve(straight)) == 6
+    assert curve(stopped) == curve(straight)
+    assert same_person(stopped, straight)
+
+
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_with_two_threads_too_a_resumed_run_is_the_straight_run_to_the_bit(run, options, precision) -> None:
+    options = replace(options, precision=precision, optimizer="muon", scope="all", adapt_decoder=2)
+    straight = run("straight", options)
+    with pytest.raises(TrainingError, match=r"step 4 of 6.*--resume"):
+        run("stopped", options, cancel=stop_before(5))
+    stopped = run("stopped", options, resume=True)
     assert curve(stopped) == curve(straight)
     assert same_person(stopped, straight)
 
