@@ -33,6 +33,7 @@ def describe(run: Run, base: Base, options: ExportOptions) -> Manifest:
             control_scale=defaults.control_scale,
             inversion_iterations=defaults.inversion_iterations,
             keep_mean=defaults.keep_mean,
+            sampling_steps=defaults.sampling_steps if options.steps is None else 0,
         ),
         pose_style=record["pose_style"],
         fps=record["fps"],

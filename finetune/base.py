@@ -45,8 +45,9 @@ Network = TypeVar("Network", VideoUNet, VideoControlNet)
 class Defaults:
     """What a base is best used with; posecrafter.json in its folder may say, these are SD 1.5's [C].
 
-    Generation: width and height in pixels, steps, guidance, control_scale, inversion_iterations and keep_mean (ours; 1
-    and False are the published inversion and editing). Fine-tuning: optimizer, learning_rate, lr_schedule,
+    Generation: width and height in pixels, steps, guidance, control_scale, inversion_iterations, keep_mean and
+    sampling_steps (ours; 1, False and 0, as many as steps, are the published inversion, editing and sampling).
+    Fine-tuning: optimizer, learning_rate, lr_schedule,
     loss_weighting, signal_leak, train_steps, train_seconds (fewer steps where they would take longer; 0 is no limit),
     train (the scope), window (frames of one pass), adapt_decoder (steps; ours, 0 is off).
     """
@@ -58,6 +59,7 @@ class Defaults:
     control_scale: float = 1.0
     inversion_iterations: int = 1
     keep_mean: bool = False
+    sampling_steps: int = 0
     optimizer: Optimizer = "adamw"
     learning_rate: float = 3e-5
     lr_schedule: LearningSchedule = "constant"

@@ -23,6 +23,7 @@ DEFAULTS: dict[str, Any] = {
         "control_scale": 1.0,
         "inversion_iterations": 2,
         "keep_mean": True,
+        "sampling_steps": 10,
         "optimizer": "muon",
         "learning_rate": 3e-3,
         "lr_schedule": "cosine",

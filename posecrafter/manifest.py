@@ -63,7 +63,8 @@ class Text:
 @dataclass(frozen=True)
 class Defaults:
     """What a request gets when it does not say: sizes in pixels, solver steps, guidance, ControlNet's scale,
-    evaluations of an inverse step, whether editing keeps a frame's mean (older manifests do not tell: 1, false)."""
+    evaluations of an inverse step, whether editing keeps a frame's mean, solver steps of sampling where they are fewer
+    (older manifests do not tell: 1, false, 0 for as many)."""
 
     width: int
     height: int
@@ -72,6 +73,7 @@ class Defaults:
     control_scale: float
     inversion_iterations: int = 1
     keep_mean: bool = False
+    sampling_steps: int = 0
 
 
 @dataclass(frozen=True)
@@ -201,7 +203,12 @@ _PARTS: Mapping[str, type[Range | Latents | Text | Schedule | Defaults]] = {
 _BOUNDS: Mapping[type, Bounds] = {
     Latents: {"channels": (1, 4096), "factor": (1, 256)},
     Schedule: {"steps_offset": (0, LARGEST_COUNT)},
-    Defaults: {"width": (1, LARGEST_SIDE), "height": (1, LARGEST_SIDE), "inversion_iterations": (1, MOST_ITERATIONS)},
+    Defaults: {
+        "width": (1, LARGEST_SIDE),
+        "height": (1, LARGEST_SIDE),
+        "inversion_iterations": (1, MOST_ITERATIONS),
+        "sampling_steps": (0, LARGEST_COUNT),
+    },
 }
 
 

@@ -1,15 +1,21 @@
-"""The noise schedule, and every linear solver step as two numbers.
+"""The noise schedule, and every linear solver step as two numbers, or three.
 
 DDIM (Song et al. 2021, eq. 12 with sigma = 0) goes from noise level s to t by x' = a x + b eps with
     a = sqrt(abar_t / abar_s),   b = sqrt(1 - abar_t) - a sqrt(1 - abar_s).
 Inversion is the same formula with the levels exchanged, so loop and engine need no mathematics of their own.
+
+DDIM takes eps for constant between two levels. With rho = sqrt((1 - abar) / abar) it is the integral of eps over rho
+(x / sqrt(abar) grows by it), so a line through this step's eps and the last one's adds c (eps - eps_before),
+    c = b (rho_t - rho_s) / (2 (rho_s - rho_before)):
+an Adams-Bashforth step (Zhang and Chen 2023, rho-AB-DEIS), with which 10 steps go where DDIM goes with 25.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from typing import Any, Self
 
 import numpy as np
@@ -20,11 +26,12 @@ from posecrafter.errors import BaseModelError, RequestError
 
 @dataclass(frozen=True)
 class Step:
-    """One solver step: the network sees `timestep`; then x <- a x + b eps."""
+    """One solver step: the network sees `timestep`; then x <- a x + b eps + c (eps - eps of the step before)."""
 
     timestep: int
     a: float
     b: float
+    c: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -73,9 +80,29 @@ class Schedule:
             betas = np.linspace(self.beta_start, self.beta_end, self.train_steps, dtype=np.float64)
         return np.asarray(np.cumprod(1.0 - betas))
 
-    def sampling(self, steps: int) -> tuple[Step, ...]:
-        """The S DDIM steps from noise to clean latents, largest timestep first. Raises: RequestError "steps-range"."""
-        return tuple(self._step(t, start=t, end=t - self._stride(steps)) for t in reversed(self._timesteps(steps)))
+    def sampling(self, steps: int, count: int | None = None) -> tuple[Step, ...]:
+        """The S DDIM steps from noise to clean latents, largest timestep first.
+
+        count: fewer steps of second order, between the same two levels at equal distances.
+        Raises: RequestError "steps-range", "sampling-steps-range".
+        """
+        times = self._timesteps(steps)
+        if count is None or count == steps:
+            return tuple(self._step(t, start=t, end=t - self._stride(steps)) for t in reversed(times))
+        if not 1 <= count <= steps:
+            raise RequestError(
+                "sampling-steps-range",
+                f"sampling_steps is {count}; it must be between 1 and {steps}, the inverse steps",
+            )
+        top, end = times[-1], times[0] - self._stride(steps)
+        knots = [top - (i * (top - end) + count // 2) // count for i in range(count + 1)]
+        return tuple(self._second_order(knots))
+
+    def _second_order(self, knots: list[int]) -> Iterator[Step]:
+        rho = [((1.0 - level) / level) ** 0.5 for level in map(self._level, knots)]
+        for i, (start, end) in enumerate(pairwise(knots)):
+            step = self._step(start, start, end)
+            yield step if i == 0 else replace(step, c=step.b * (rho[i + 1] - rho[i]) / (2 * (rho[i] - rho[i - 1])))
 
     def inversion(self, steps: int) -> tuple[Step, ...]:
         """The S inverse steps from clean latents to noise: eps(x, t) carries x from t - T/S to t."""

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from posecrafter.errors import RequestError
 from posecrafter.framing import Framing
+from posecrafter.manifest import Defaults
 from posecrafter.pose import FACE, LEFT_HAND, RIGHT_HAND, PoseTrack
 from posecrafter.runtime.bundle import Bundle
 from posecrafter.runtime.edit import Motion, fit_motion
@@ -59,8 +60,8 @@ class Plan:
 
     reference: index of the training frame r; distance: its mean pose distance to the target (share of image size).
     poses: the M target poses on the bundle's canvas; reference_pose: q_r, one frame.
-    inversion_steps and sampling_steps: (t, a, b) of every solver step. inversion_iterations: evaluations of each of the
-    former. prompts: B of sampling; weights: [B].
+    inversion_steps and sampling_steps: (t, a, b, c) of every solver step. inversion_iterations: evaluations of each
+    of the former. prompts: B of sampling; weights: [B].
     motions: for each target frame, region -> Motion, moved as warp and keep_mean say. skips: the regions left alone.
     evaluations: frame evaluations of the network (a pass over F frames and B prompts counts F * B).
     memory: estimated peak bytes of a pass. warnings: one line each, with the cure.
@@ -130,6 +131,7 @@ def make_plan(request: Request, bundle: Bundle) -> Plan:
     windows = _windows(request, bundle, len(weights))
     motions, skips = _motions(bundle.poses[reference], poses, request.edit, bundle)
     inversion_steps = m.schedule.inversion(steps) if request.inversion else ()
+    sampling_steps = m.schedule.sampling(steps, _sampling_steps(request, m.defaults))
     iterations = (
         m.defaults.inversion_iterations if request.inversion_iterations is None else request.inversion_iterations
     )
@@ -144,14 +146,14 @@ def make_plan(request: Request, bundle: Bundle) -> Plan:
         inversion=request.inversion,
         inversion_steps=inversion_steps,
         inversion_iterations=iterations,
-        sampling_steps=m.schedule.sampling(steps),
+        sampling_steps=sampling_steps,
         weights=weights,
         control_scale=m.defaults.control_scale if request.control_scale is None else request.control_scale,
         motions=motions,
         skips=skips,
         warp=request.warp,
         keep_mean=m.defaults.keep_mean if request.keep_mean is None else request.keep_mean,
-        evaluations=_evaluations(request.inversion, windows, steps, iterations, len(weights)),
+        evaluations=_evaluations(request.inversion, windows, steps * iterations, len(sampling_steps) * len(weights)),
         memory=_memory(bundle, max(len(window) for window in windows) + 1, len(weights)),
         warnings=tuple(_warnings(table, reference, poses, windows, skips)),
     )
@@ -219,12 +221,18 @@ def _motions(
     return tuple(motions), tuple(skips)
 
 
-def _evaluations(
-    inversion: Inversion | None, windows: tuple[Window, ...], steps: int, iterations: int, prompts: int
-) -> int:
+def _sampling_steps(request: Request, defaults: Defaults) -> int | None:
+    """None for as many as of inversion: what a request that gives those alone has always meant."""
+    if request.sampling_steps is not None:
+        return request.sampling_steps
+    return (defaults.sampling_steps or None) if request.steps is None else None
+
+
+def _evaluations(inversion: Inversion | None, windows: tuple[Window, ...], inverse: int, sampling: int) -> int:
+    """inverse, sampling: evaluations of each frame."""
     passes = sum(len(window) + 1 for window in windows)
     inverted = {None: 0, "reference": 1, "target": passes}[inversion]
-    return steps * (iterations * inverted + prompts * passes)
+    return inverse * inverted + sampling * passes
 
 
 def _memory(bundle: Bundle, frames: int, prompts: int) -> int:

@@ -27,6 +27,8 @@ class Request:
     poses: the M target frames, on any canvas; they are framed to the bundle's size.
     prompt, negative_prompt: None for the prompt of the tuning and for the empty one, whose embeddings are stored.
     steps, guidance, control_scale: None for the bundle's defaults. Guidance 1 evaluates one prompt only.
+    sampling_steps: solver steps of sampling; fewer than `steps`, which inversion takes, are of second order. None for
+        as many as `steps` where those are given, else for the bundle's default.
     inversion: "reference" inverts one frame (all copies see the reference's pose), "target" inverts M + 1 frames, each
         seeing its own target pose (METHOD section 3.2). None starts from Gaussian noise, one draw for all frames.
     inversion_iterations: evaluations of an inverse step, 1 to 16: 1 is the published one; each further one brings the
@@ -45,6 +47,7 @@ class Request:
     prompt: str | None = None
     negative_prompt: str | None = None
     steps: int | None = None
+    sampling_steps: int | None = None
     guidance: float | None = None
     control_scale: float | None = None
     inversion: Inversion | None = "reference"
@@ -64,6 +67,10 @@ class Request:
             raise RequestError("poses-empty", "the target has no frame; give at least one pose")
         if self.steps is not None and not 1 <= self.steps <= 1000:
             raise RequestError("steps-range", f"steps is {self.steps}; it must be between 1 and 1000")
+        if self.sampling_steps is not None and not 1 <= self.sampling_steps <= 1000:
+            raise RequestError(
+                "sampling-steps-range", f"sampling_steps is {self.sampling_steps}; it must be between 1 and 1000"
+            )
         low, high = GUIDANCE
         if self.guidance is not None and not (math.isfinite(self.guidance) and low <= self.guidance <= high):
             raise RequestError(

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from posecrafter.errors import EngineError, RequestError
 from posecrafter.progress import Cancel, Progress
-from posecrafter.runtime.engines.base import Buffer, Engine, Overlapping
+from posecrafter.runtime.engines.base import Buffer, Combining, Engine, Overlapping
 from posecrafter.runtime.network import Conditions, Network
 from posecrafter.schedule import Step
 
@@ -35,17 +35,34 @@ def solve(
     Raises: RequestError "cancelled"; EngineError "nan-latents" at the first step that leaves the finite numbers.
     """
     behind = 1 if isinstance(network.engine, Overlapping) else 0
+    multistep, before = any(step.c for step in steps), None
     queued: deque[tuple[int, Callable[[], Floats]]] = deque()
     for done, step in enumerate(steps, start=1):
         if cancel is not None and cancel():
             raise RequestError("cancelled", f"stopped before {stage} step {done} of {len(steps)}")
-        x = network.step(x, step, conditions, iterations)
+        y = network.step(x, step, conditions, iterations)
+        x, before = _extrapolate(network.engine, x, y, before, step) if multistep else (y, None)
         queued.append((done, _fetch(network.engine, x)))
         while len(queued) > (behind if done < len(steps) else 0):
             seen, arrive = queued.popleft()
             _check(arrive(), stage, seen, steps)
             progress(stage, seen, len(steps))
     return x
+
+
+def _extrapolate(engine: Engine, x: Buffer, y: Buffer, before: Buffer, step: Step) -> tuple[Buffer, Buffer]:
+    """y = a x + b eps -> y + c (eps - before), and eps. Both are new buffers, which no later step overwrites."""
+    eps = _combine(engine, (-step.a / step.b, 1 / step.b), (x, y))
+    if step.c == 0:
+        return _combine(engine, (1.0,), (y,)), eps
+    return _combine(engine, (1.0, step.c, -step.c), (y, eps, before)), eps
+
+
+def _combine(engine: Engine, factors: Sequence[float], buffers: Sequence[Buffer]) -> Buffer:
+    if isinstance(engine, Combining):
+        return engine.combine(factors, buffers)
+    terms = (np.float32(factor) * engine.download(buffer) for factor, buffer in zip(factors, buffers, strict=True))
+    return engine.upload(np.sum(list(terms), axis=0))
 
 
 def _fetch(engine: Engine, x: Buffer) -> Callable[[], Floats]:

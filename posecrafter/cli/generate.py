@@ -25,6 +25,10 @@ Poses = Annotated[Path, typer.Option("--poses", help="Target poses: OpenPose JSO
 Prompt = Annotated[str | None, typer.Option("--prompt", help="Another prompt than the tuning's.")]
 Negative = Annotated[str | None, typer.Option("--negative-prompt", help="What guidance leads away from.")]
 Steps = Annotated[int | None, typer.Option("--steps", help="Solver steps, for inversion and for sampling.")]
+SamplingSteps = Annotated[
+    int | None,
+    typer.Option("--sampling-steps", help="Of sampling alone; fewer than --steps are of second order."),
+]
 Guidance = Annotated[float | None, typer.Option("--guidance", help="Classifier-free guidance; 1 turns it off.")]
 Scale = Annotated[float | None, typer.Option("--control-scale", help="Strength of the ControlNet.")]
 Inversion = Annotated[str, typer.Option("--inversion", help="reference, target, or none (plain noise).")]
@@ -59,6 +63,7 @@ def generate_command(
     prompt: Prompt = None,
     negative_prompt: Negative = None,
     steps: Steps = None,
+    sampling_steps: SamplingSteps = None,
     guidance: Guidance = None,
     control_scale: Scale = None,
     inversion: Inversion = "reference",
@@ -106,6 +111,7 @@ def generate_command(
         prompt=prompt,
         negative_prompt=negative_prompt,
         steps=steps,
+        sampling_steps=sampling_steps,
         guidance=guidance,
         control_scale=control_scale,
         inversion=inversion,

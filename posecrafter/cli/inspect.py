@@ -15,7 +15,7 @@ from posecrafter.errors import BundleError, EngineError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from posecrafter.manifest import Manifest
+    from posecrafter.manifest import Defaults, Manifest
     from posecrafter.runtime import Bundle
     from posecrafter.runtime.engines import Choice
     from posecrafter.runtime.engines.built import Built
@@ -52,7 +52,7 @@ def inspect_command(
         "frames a pass": f"{m.frames.min}..{m.frames.max}, the reference included",
         "prompt": m.text.prompt,
         "training frames": f"{m.training_frames} at {m.fps:g} a second",
-        "defaults": f"{m.defaults.steps} steps, guidance {m.defaults.guidance:g}, control {m.defaults.control_scale:g}",
+        "defaults": f"{_steps(m.defaults)}, guidance {m.defaults.guidance:g}, control {m.defaults.control_scale:g}",
         "an inverse step takes": f"{m.defaults.inversion_iterations} evaluations",
         "editing": "keeps a frame's mean" if m.defaults.keep_mean else "as published",
         "pose style": m.pose_style,
@@ -158,3 +158,8 @@ def _engines_table(engines: Mapping[str, Built | str], manifest: Manifest) -> Ta
                 by = f"{record.version.split('-')[0]}, {record.precision}"
                 table.add_row(name, by, graph, sizes, f"{part.bytes / 2**20:.1f}", part.sha256[:12], parity)
     return table
+
+
+def _steps(defaults: Defaults) -> str:
+    sampling = f", {defaults.sampling_steps} of sampling" if defaults.sampling_steps else ""
+    return f"{defaults.steps} steps{sampling}"

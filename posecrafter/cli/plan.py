@@ -17,6 +17,7 @@ from posecrafter.cli.generate import (
     Memory,
     Poses,
     Reference,
+    SamplingSteps,
     Steps,
     Windowing,
     make_request,
@@ -34,6 +35,7 @@ def plan_command(
     bundle: Annotated[Path, typer.Argument(help="The bundle's folder; a shared one is planned for its own person.")],
     poses: Poses,
     steps: Steps = None,
+    sampling_steps: SamplingSteps = None,
     guidance: Guidance = None,
     inversion: Inversion = "reference",
     inversion_iterations: Iterations = None,
@@ -55,6 +57,7 @@ def plan_command(
     request = make_request(
         poses,
         steps=steps,
+        sampling_steps=sampling_steps,
         guidance=guidance,
         inversion=inversion,
         inversion_iterations=inversion_iterations,

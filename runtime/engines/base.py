@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -52,6 +52,15 @@ class Overlapping(Protocol):
 
     def fetch(self, buffer: Buffer) -> Callable[[], NDArray[np.float32]]:
         """Begin to copy a buffer out, which may then be overwritten; the function returned waits for the copy."""
+        ...
+
+
+@runtime_checkable
+class Combining(Protocol):
+    """An engine that adds up its buffers itself, so that a multistep solver brings nothing to the host."""
+
+    def combine(self, factors: Sequence[float], buffers: Sequence[Buffer]) -> Buffer:
+        """A new buffer: the sum of factors[i] buffers[i], float32 of one shape."""
         ...
 
 

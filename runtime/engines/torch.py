@@ -8,7 +8,7 @@ reference" is a comparison of engines and of nothing else.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -169,6 +169,13 @@ class TorchEngine:
             return np.asarray(host.numpy())
 
         return wait
+
+    def combine(self, factors: Sequence[float], buffers: Sequence[Buffer]) -> Buffer:
+        with torch.inference_mode(), torch.cuda.device_of(buffers[0]):
+            total = torch.mul(buffers[0], factors[0])
+            for factor, buffer in zip(factors[1:], buffers[1:], strict=True):
+                total.add_(buffer, alpha=factor)
+            return total
 
     def close(self) -> None:
         self._graphs.clear()

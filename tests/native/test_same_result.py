@@ -95,7 +95,7 @@ def assert_same_plan(plan: Plan, other: dict[str, Any]) -> None:
         else:
             assert other[name] == summary[name], name
     for stage, steps in (("inversion", plan.inversion_steps), ("sampling", plan.sampling_steps)):
-        expected = np.array([(step.timestep, step.a, step.b) for step in steps]).reshape(-1, 3)
+        expected = np.array([(step.timestep, step.a, step.b, step.c) for step in steps]).reshape(-1, 4)
         np.testing.assert_allclose(np.array(other["steps"][stage]).reshape(-1, 3), expected, rtol=1e-13, atol=1e-15)
     assert [list(motions) for motions in plan.motions] == [list(motions) for motions in other["motions"]]
     for motions, others in zip(plan.motions, other["motions"], strict=True):

@@ -52,6 +52,55 @@ def test_inversion_starts_at_the_cleanest_level_and_ends_at_the_noisiest() -> No
     assert signal == pytest.approx((schedule.alphas_cumprod[981] / schedule.alphas_cumprod[0]) ** 0.5)
 
 
+@pytest.mark.parametrize(("steps", "count"), [(25, 10), (25, 1), (50, 49), (500, 7)])
+def test_fewer_sampling_steps_go_between_the_same_levels_in_equal_parts(steps: int, count: int) -> None:
+    schedule = Schedule()
+    all_steps, fewer = schedule.sampling(steps), schedule.sampling(steps, count)
+    assert len(fewer) == count
+    assert fewer[0].timestep == all_steps[0].timestep
+    assert np.prod([step.a for step in fewer]) == pytest.approx(np.prod([step.a for step in all_steps]), rel=1e-12)
+    distances = -np.diff([step.timestep for step in fewer])
+    assert set(distances) <= {distances.min(initial=1000), distances.min(initial=1000) + 1}
+    assert fewer[0].c == 0
+    assert schedule.sampling(steps, steps) == all_steps
+    assert all(step.c == 0 for step in all_steps)
+
+
+def test_fewer_steps_are_exact_where_eps_is_a_line_over_rho() -> None:
+    """x / sqrt(abar) grows by the integral of eps over rho: of p + q rho, p rho + q rho^2 / 2. DDIM misses it."""
+    schedule, (p, q) = Schedule(), (0.7, -0.3)
+
+    def rho(timestep: int) -> float:
+        level = float(schedule.alphas_cumprod[max(timestep, 0)])
+        return ((1 - level) / level) ** 0.5
+
+    def end_of(second_order: bool) -> tuple[float, float]:
+        """The solver's x behind the first step, which knows no other eps, and the true one."""
+        steps = schedule.sampling(25, 10)
+        x = before = 0.0
+        for step in steps[1:]:
+            eps = p + q * rho(step.timestep)
+            before = before or p + q * rho(steps[0].timestep)
+            x = step.a * x + step.b * eps + (step.c * (eps - before) if second_order else 0.0)
+            before = eps
+        first, last = rho(steps[1].timestep), rho(0)
+        clean = float(schedule.alphas_cumprod[0]) ** 0.5
+        return x, clean * (p * (last - first) + q * (last**2 - first**2) / 2)
+
+    found, true = end_of(second_order=True)
+    assert found == pytest.approx(true, rel=1e-12)
+    found, true = end_of(second_order=False)
+    assert abs(found - true) > 0.01 * abs(true)
+
+
+@pytest.mark.parametrize("count", [0, 26, -3])
+def test_a_count_of_sampling_steps_out_of_range_is_refused(count: int) -> None:
+    with pytest.raises(RequestError) as caught:
+        Schedule().sampling(25, count)
+    assert caught.value.code == "sampling-steps-range"
+    assert "between 1 and 25" in caught.value.message
+
+
 @pytest.mark.parametrize("steps", [0, -1, 1001])
 def test_steps_out_of_range_are_refused(steps: int) -> None:
     with pytest.raises(RequestError) as caught:

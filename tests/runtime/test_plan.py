@@ -97,6 +97,8 @@ def test_poses_without_a_common_key_point_are_refused(memory_bundle: Bundle) -> 
     [
         ({"steps": 0}, "steps-range"),
         ({"steps": 1001}, "steps-range"),
+        ({"sampling_steps": 0}, "sampling-steps-range"),
+        ({"sampling_steps": 1001}, "sampling-steps-range"),
         ({"guidance": -1.0}, "guidance-range"),
         ({"guidance": float("nan")}, "guidance-range"),
         ({"guidance": 51.0}, "guidance-range"),

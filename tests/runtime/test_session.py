@@ -98,6 +98,92 @@ def test_each_iteration_of_the_inverse_steps_brings_sampling_nearer_to_the_refer
     assert errors[12] < 2e-4
 
 
+class CombiningEngine:
+    """Another engine's, with buffers that each run of the denoiser writes again, as recorded ones are."""
+
+    def __init__(self, engine: Any) -> None:
+        self._engine, self.name, self.device = engine, engine.name, engine.device
+        self._out, self.combined = np.zeros((1, 4, 8, 8), np.float32), 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    def load(self, graph: str) -> Any:
+        inner, engine = self._engine.load(graph), self
+
+        class Graph:
+            def run(self, inputs: Any) -> dict[str, Any]:
+                found = inner.run(inputs)
+                if graph != "denoiser":
+                    return dict(found)
+                engine._out[...] = found["x_next"]
+                return {**found, "x_next": engine._out}
+
+        return Graph()
+
+    def combine(self, factors: Any, buffers: Any) -> np.ndarray:
+        self.combined += 1
+        return np.float32(sum(f * x for f, x in zip(factors, buffers, strict=True)))
+
+
+def test_fewer_sampling_steps_of_second_order_end_nearer_to_the_truth_than_ddim_s(
+    memory_bundle: Bundle, engine: Engines
+) -> None:
+    """With the eps of pictures that are noise of standard deviation 0.5, for which x stays in proportion to its spread;
+    on the host, and in an engine that adds up by itself."""
+
+    def spread(level: float) -> float:
+        return (0.25 * level + 1 - level) ** 0.5
+
+    def eps(x: np.ndarray, timestep: int, text: np.ndarray) -> np.ndarray:
+        level = float(schedule.alphas_cumprod[timestep])
+        return (1 - level) ** 0.5 * x / spread(level) ** 2
+
+    def ends(steps: Any) -> np.ndarray:
+        x = start.astype(np.float64)
+        before = np.zeros_like(x)
+        for step in steps:
+            e = eps(x, step.timestep, x)
+            x, before = step.a * x + step.b * e + step.c * (e - before), e
+        return x
+
+    poses, schedule = memory_bundle.poses[:1], memory_bundle.manifest.schedule
+    start = np.random.default_rng(3).standard_normal((1, 4, 8, 8)).astype(np.float32)
+    plan = make_plan(Request(poses=poses, steps=50, sampling_steps=10, guidance=1.0), memory_bundle)
+    found = {}
+    for name, given in (("host", engine(eps)), ("engine", CombiningEngine(engine(eps)))):
+        network = Network(given)
+        features = network.encode_poses(draw_poses(poses, style="v1.1"))
+        conditions = network.conditions(memory_bundle.prompt[None], (1.0,), features, 1.0)
+        found[name] = given.download(solve(network, start, plan.sampling_steps, conditions, "sample", silent))
+    assert given.combined == 20
+    for x in found.values():
+        assert np.abs(x - ends(plan.sampling_steps)).max() < 2e-5
+    true = start * spread(schedule.alphas_cumprod[0]) / spread(schedule.alphas_cumprod[981])
+    ddim = ends([replace(step, c=0.0) for step in plan.sampling_steps])
+    assert np.abs(found["host"] - true).max() < 0.5 * np.abs(ddim - true).max()
+
+
+def test_sampling_steps_are_the_request_s_or_its_steps_or_the_bundle_s(memory_bundle: Bundle, engine: Engines) -> None:
+    defaults = replace(memory_bundle.manifest.defaults, sampling_steps=2)
+    told = replace(memory_bundle, manifest=replace(memory_bundle.manifest, defaults=defaults))
+    for bundle, options, counts in (
+        (memory_bundle, {}, (4, 4)),
+        (told, {}, (4, 2)),
+        (told, {"steps": 6}, (6, 6)),
+        (told, {"sampling_steps": 3}, (4, 3)),
+        (memory_bundle, {"steps": 6, "sampling_steps": 5}, (6, 5)),
+    ):
+        fake = engine(by_time)
+        plan = Session(bundle, fake).render(Request(poses=target(2, bundle), **options)).plan
+        assert (len(plan.inversion_steps), len(plan.sampling_steps)) == counts
+        assert plan.evaluations == sum(frames * prompts for frames, prompts in fake.passes())
+        assert plan.summary()["sampling_steps"] == counts[1]
+    with pytest.raises(RequestError) as caught:
+        make_plan(Request(poses=target(2, told), sampling_steps=5), told)
+    assert caught.value.code == "sampling-steps-range"
+
+
 def test_a_bundle_says_how_often_an_inverse_step_is_evaluated(memory_bundle: Bundle) -> None:
     defaults = replace(memory_bundle.manifest.defaults, inversion_iterations=2)
     told = replace(memory_bundle, manifest=replace(memory_bundle.manifest, defaults=defaults))
