@@ -1,7 +1,7 @@
 """What the engine 'native' takes to open a network and to pack a person: seconds, and memory at its highest.
 
     python -m posecrafter.bench.packing WORK --out bench/results/packing.jsonl
-    python -m posecrafter.bench.packing WORK --bundle BUNDLE        # a bundle's denoiser in place of random weights
+    python -m posecrafter.bench.packing BUNDLE --bundle        # of a bundle, in place of random weights
 
 Without a bundle it is a denoiser of Stable Diffusion 1.5's size in fp32, its matrices as they lie in bundles: 4.9 GB in
 WORK, left there for the next call. Its person's weights lie in it too ("merged"), or are packed afterwards, for two
@@ -15,12 +15,14 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from posecrafter.bench.machine import append_line, describe_machine, resident_mib
+from posecrafter.manifest import NAME, Manifest
 
 ROOT = Path(__file__).parent.parent
 POOL = 2**24
@@ -70,14 +72,15 @@ def write_index(folder: Path, shared: bool) -> None:
     (folder / "shapes.json").write_text(json.dumps(personal), encoding="utf-8")
 
 
-def measure(folder: Path, threads: int, shapes: dict[str, list[int]]) -> dict[str, Any]:
-    """The figures of this process, which nothing else has run in."""
+def measure(folder: Path, threads: int) -> dict[str, Any]:
+    """The figures of this process, which nothing else has run in: of opening what is merged, or of two people."""
     from posecrafter.runtime.engines.native import NativeEngine
 
+    shapes, dtype = _personal(folder)
     engine, before = NativeEngine(folder, threads), resident_mib()
     random, people, told = np.random.default_rng(1), [], {}
     for person in range(2 if shapes else 0):
-        weights = {name: random.standard_normal(shape, np.float32) for name, shape in shapes.items()}
+        weights = {name: random.standard_normal(shape, np.float32).astype(dtype) for name, shape in shapes.items()}
         held = resident_mib()
         clock = _Clock()
         people.append(engine.pack("denoiser", weights))
@@ -87,6 +90,14 @@ def measure(folder: Path, threads: int, shapes: dict[str, list[int]]) -> dict[st
         engine.load("denoiser")
         told |= {**clock.figures(), "mib": round(resident_mib() - before, 1)}
     return {"threads": threads, "before_mib": round(before, 1), "peak_mib": round(resident_mib("VmHWM"), 1), **told}
+
+
+def _personal(folder: Path) -> tuple[Mapping[str, list[int]], np.dtype[Any]]:
+    """Shapes of what is a person's, and its type."""
+    if (folder / NAME).is_file():
+        manifest = Manifest.read(folder)
+        return manifest.shared.get("denoiser", {}), np.dtype(np.float16 if manifest.precision == "fp16" else np.float32)
+    return json.loads((folder / "shapes.json").read_text(encoding="utf-8")), np.dtype(np.float32)
 
 
 class _Clock:
@@ -108,20 +119,18 @@ def record(folder: Path, case: str, threads: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path)
-    parser.add_argument("--bundle", type=Path)
+    parser.add_argument("--bundle", action="store_true")
     parser.add_argument("--out", type=Path, help="a file of JSON lines to append the records to")
     parser.add_argument("--child", type=int, help=argparse.SUPPRESS)
     words = parser.parse_args()
     if words.child is not None:
-        shapes = words.work / "shapes.json"
-        told = json.loads(shapes.read_text(encoding="utf-8")) if shapes.is_file() else {}
-        print(json.dumps(measure(words.work, words.child, told)))
+        print(json.dumps(measure(words.work, words.child)))
         return
     folders = {f"{kind}, SD 1.5's size": words.work / kind for kind in ("merged", "shared")}
-    if words.bundle is not None:
-        folders = {words.bundle.name: words.bundle}
+    if words.bundle:
+        folders = {"a bundle": words.work}
     for case, folder in folders.items():
-        if words.bundle is None and not (folder / "shapes.json").is_file():
+        if not words.bundle and not (folder / "shapes.json").is_file():
             write_index(folder, shared=folder.name == "shared")
         for threads in (1, 2):
             line = json.dumps({**record(folder, case, threads), "machine": describe_machine(ROOT, threads)})

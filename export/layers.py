@@ -51,9 +51,9 @@ Numbers = Mapping[str, int | float]
 def save_layers(graph: Graph, folder: Path, personal: Collection[str] = ()) -> None:
     """Write `<name>.layers` of a graph whose module is the exported copy, behind `save_graph`.
 
-    personal: the parameters that are inputs of the graph. A tensor that lies in the graph's file of weights, as it is or
-    transposed, is not written again. Of a network that the numbers do not describe nothing is written, and other engines
-    run it.
+    personal: the parameters that are inputs of the graph. A tensor that lies in the graph's file of weights, as it is
+    or transposed, is not written again. Of a network that the numbers do not describe nothing is written, and other
+    engines run it.
     """
     if not _described(graph.module):
         return

@@ -34,6 +34,13 @@ float from_half(std::uint16_t bits) {
     return sign ? -value : value;
 }
 
+/* A file's pages that were read need not stay in this process's memory: who reads them again gets them again. */
+void let_go(const Tensor& tensor) {
+    const auto page = static_cast<std::uintptr_t>(sysconf(_SC_PAGESIZE));
+    const auto data = reinterpret_cast<std::uintptr_t>(tensor.data), begin = data / page * page;
+    madvise(reinterpret_cast<void*>(begin), data + tensor.count() * (tensor.half ? 2 : 4) - begin, MADV_DONTNEED);
+}
+
 }  // namespace
 
 Mapped::Mapped(const std::string& path) {
@@ -55,10 +62,6 @@ Mapped::Mapped(Mapped&& other) noexcept
 
 Mapped::~Mapped() {
     if (data_) munmap(const_cast<char*>(data_), size_);
-}
-
-void Mapped::let_go() const {
-    madvise(const_cast<char*>(data_), size_, MADV_DONTNEED);  // a file's pages: who reads them again gets them again
 }
 
 std::size_t Tensor::count() const {
@@ -200,18 +203,18 @@ Layers Layers::with(const std::vector<Weight>& weights) const {
 std::shared_ptr<const Weights> Layers::weights(const std::vector<std::string>& names,
                                                const std::function<Weights()>& pack) const {
     std::string all;
-    bool personal = false;
+    std::vector<const Tensor*> parts;
     for (const std::string& name : names) {
         all += name + " ";
         for (const char* part : {".weight", ".bias"})
-            if (const auto found = tensors_.find(name + part); found != tensors_.end())
-                personal = personal || !found->second.input.empty();
+            if (const auto found = tensors_.find(name + part); found != tensors_.end()) parts.push_back(&found->second);
     }
-    if (personal) return std::make_shared<const Weights>(pack());
+    const auto personal = [](const Tensor* part) { return !part->input.empty(); };
+    if (std::any_of(parts.begin(), parts.end(), personal)) return std::make_shared<const Weights>(pack());
     std::shared_ptr<const Weights>& kept = (*packed_)[all];
     if (!kept) {
         kept = std::make_shared<const Weights>(pack());
-        for (const auto& [_, file] : files_) file->let_go();
+        for (const Tensor* part : parts) let_go(*part);
     }
     return kept;
 }

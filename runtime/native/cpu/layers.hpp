@@ -29,8 +29,6 @@ class Mapped {
     ~Mapped();
     const char* data() const { return data_; }
     std::size_t size() const { return size_; }
-    /* What was read of it need not stay in this process's memory. */
-    void let_go() const;
 
   private:
     const char* data_ = nullptr;
