@@ -71,7 +71,10 @@ void convolution(const Kernels& k, int images, int side, int inputs, int outputs
     const Numbers x = noise(cells * inputs), weight = noise(static_cast<std::size_t>(outputs) * inputs * 9),
                   affine = noise(inputs), bias = noise(outputs);
     Numbers y(cells * outputs), packed(k.convolution_size(inputs, outputs, winograd));
-    k.pack_convolution(weight.data(), inputs, outputs, winograd, packed.data());
+    const int panel = 2 * k.lanes;
+    for (int begin = 0; begin < outputs; begin += panel)
+        k.pack_convolution(weight.data() + static_cast<std::size_t>(begin) * inputs * 9, begin,
+                           std::min(panel, outputs - begin), inputs, outputs, winograd, packed.data());
     const Convolution work{.x = x.data(),
                            .images = images,
                            .high = side,

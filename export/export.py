@@ -150,8 +150,7 @@ def _write_graphs(
         model = translate(graph, program, names.get(graph.name, ()))
         report(f"write {graph.name}")
         save_graph(model, folder, graph.name, cpu_copy=graph.name != "text_encoder")
-        if not options.shared:
-            save_layers(graph, folder)
+        save_layers(graph, folder, names.get(graph.name, ()))
         if options.plugins and graph.name == "denoiser":
             report("translate denoiser with plugins")
             model = translate(graph, program, names.get(graph.name, ()), plugins=True)

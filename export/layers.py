@@ -6,16 +6,18 @@
     graph <name>
     number <name> <value>
     tensor <name> <f32|f16> <file> <offset> <bytes> <plain|transposed> <rank> <size> ...
+    input <name> <f32|f16> <input> <rank> <size> ...
     data <spaces>
 
 and behind it, from a multiple of 64 bytes on, the tensors whose file is `-`, each at a multiple of 64 bytes from there.
 The others lie in a file beside, which the graph reads its weights from too, at an offset from that file's beginning.
-Sizes are the module's: a matrix [out, in] that is transposed lies as [in, out].
+Sizes are the module's: a matrix [out, in] that is transposed lies as [in, out]. A line `input` is a tensor that is a
+person's: he brings it under the name of the graph's input.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -46,11 +48,12 @@ Place = tuple[str, int]
 Numbers = Mapping[str, int | float]
 
 
-def save_layers(graph: Graph, folder: Path) -> None:
+def save_layers(graph: Graph, folder: Path, personal: Collection[str] = ()) -> None:
     """Write `<name>.layers` of a graph whose module is the exported copy, behind `save_graph`.
 
-    A tensor that lies in the graph's file of weights, as it is or transposed, is not written again. Of a network that
-    the numbers do not describe nothing is written, and other engines run it.
+    personal: the parameters that are inputs of the graph. A tensor that lies in the graph's file of weights, as it is
+    or transposed, is not written again. Of a network that the numbers do not describe nothing is written, and other
+    engines run it.
     """
     if not _described(graph.module):
         return
@@ -58,23 +61,30 @@ def save_layers(graph: Graph, folder: Path) -> None:
     own: list[NDArray[Any]] = []
     end = 0
     lines = ["posecrafter layers 1", f"graph {graph.name}"]
-    lines += [f"number {name} {value!r}" for name, value in _NUMBERS[graph.name](graph.module).items()]
-    for name, tensor in _tensors(graph).items():
+    lines += [f"number {name} {value!r}" for name, value in numbers_of(graph).items()]
+    for key, (name, tensor) in tensors_of(graph).items():
         array = tensor.detach().cpu().contiguous().numpy()
+        sizes = [str(array.ndim), *map(str, array.shape)]
+        if key in personal:
+            lines.append(" ".join(["input", name, _WORDS[array.dtype.name], key, *sizes]))
+            continue
         (file, offset), order = _find(array, there)
         if file == "-":
             offset = end
             end += array.nbytes + -array.nbytes % ALIGNED
             own.append(array)
         where = f"{file} {offset} {array.nbytes} {order}"
-        lines.append(
-            " ".join(["tensor", name, _WORDS[array.dtype.name], where, str(array.ndim), *map(str, array.shape)])
-        )
+        lines.append(" ".join(["tensor", name, _WORDS[array.dtype.name], where, *sizes]))
     header = "\n".join([*lines, "data"]).encode()
     with (folder / f"{graph.name}.layers").open("wb") as written:
         written.write(header + b" " * (-(len(header) + 1) % ALIGNED) + b"\n")
         for array in own:
             written.write(array.tobytes() + bytes(-array.nbytes % ALIGNED))
+
+
+def numbers_of(graph: Graph) -> Numbers:
+    """What a layer's tensors do not tell by their sizes, and what an engine would have to count."""
+    return _NUMBERS[graph.name](graph.module)
 
 
 def _described(module: nn.Module) -> bool:
@@ -84,14 +94,15 @@ def _described(module: nn.Module) -> bool:
     return not isinstance(module, TextEncoder) or module.encoder.config.hidden_act in ("quick_gelu", "gelu")
 
 
-def _tensors(graph: Graph) -> dict[str, Tensor]:
-    """The module's parameters and buffers in the order of its state dict, by their names in the index."""
+def tensors_of(graph: Graph) -> dict[str, tuple[str, Tensor]]:
+    """The module's parameters and buffers in the order of its state dict, each with its name in the index."""
     tensors = {}
-    for name, tensor in graph.module.state_dict().items():
+    for key, tensor in graph.module.state_dict().items():
+        name = key
         for prefix in _PREFIXES[graph.name]:
             name = name.removeprefix(prefix)
         if not name.startswith(_LEFT_OUT):
-            tensors[name] = tensor
+            tensors[key] = name, tensor
     return tensors
 
 
@@ -192,4 +203,3 @@ _NUMBERS: Mapping[str, Callable[..., Numbers]] = {
     "pose_encoder": _pose_encoder,
     "text_encoder": _text_encoder,
 }
-"""What a layer's tensors do not tell by their sizes, and what an engine would have to count."""

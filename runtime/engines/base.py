@@ -65,6 +65,18 @@ class Combining(Protocol):
 
 
 @runtime_checkable
+class Packing(Protocol):
+    """An engine that computes with weights in an order of its own: it makes a person's so once, when he is loaded."""
+
+    def pack(self, graph: str, weights: Mapping[str, NDArray[Any]]) -> Mapping[str, Buffer]:
+        """The inputs by which runs of a graph see a person: weights are all of those of its inputs that are his.
+
+        Raises: EngineError "engine-load".
+        """
+        ...
+
+
+@runtime_checkable
 class Editing(Protocol):
     """An engine that moves regions of latents in its own memory, so that no pass brings them to the host and back."""
 

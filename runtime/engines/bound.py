@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from posecrafter.runtime.engines.base import Buffer, Engine, Graph
+from posecrafter.runtime.engines.base import Buffer, Engine, Graph, Packing
 
 Weights = Mapping[str, Mapping[str, Buffer]]
 """Graph -> input -> buffer in the engine's memory."""
@@ -47,5 +47,7 @@ class BoundEngine:
 
 
 def upload_weights(engine: Engine, weights: Mapping[str, Mapping[str, NDArray[Any]]]) -> Weights:
-    """Copy a person's weights into the engine's memory, once."""
+    """Copy a person's weights into the engine's memory, once, in the order in which it computes with them."""
+    if isinstance(engine, Packing):
+        return {graph: engine.pack(graph, own) for graph, own in weights.items()}
     return {graph: {name: engine.upload(array) for name, array in own.items()} for graph, own in weights.items()}

@@ -19,7 +19,16 @@ from numpy.typing import NDArray
 
 from posecrafter.errors import EngineError
 from posecrafter.runtime.engines.base import Buffer
-from posecrafter.runtime.engines.native_library import DTYPES, MOST_DIMENSIONS, Failure, Library, Options
+from posecrafter.runtime.engines.native_library import (
+    DTYPES,
+    MOST_DIMENSIONS,
+    PERSON,
+    WEIGHTS,
+    Failure,
+    Library,
+    Options,
+    Weight,
+)
 
 MODULE = "posecrafter.runtime.engines._native"
 """The built library, where an extension of Python would lie; it is none, and has no initialisation to import."""
@@ -99,6 +108,29 @@ class NativeGraph:
                 made[name] = self._own(library.last(graph, name.encode(), failure), failure)
         return made
 
+    def pack(self, weights: Mapping[str, NDArray[Any]]) -> Owned:
+        """A person's weights, float32 or float16 as the bundle's are, as the graph's input "person"."""
+        whole = {name: np.ascontiguousarray(array) for name, array in weights.items()}
+        for name, array in whole.items():
+            if array.dtype not in WEIGHTS:
+                raise EngineError(
+                    "engine-load", f"engine 'native' packs float32 and float16, not {name} of {array.dtype}"
+                )
+        given = (Weight * len(whole))(
+            *(
+                Weight(
+                    name.encode(),
+                    WEIGHTS[array.dtype],
+                    array.ctypes.data_as(c_void_p),
+                    (c_int64 * array.ndim)(*array.shape),
+                    array.ndim,
+                )
+                for name, array in whole.items()
+            )
+        )
+        failure = Failure()
+        return self._own(self._library.pack(self._graph.handle, given, len(given), failure), failure)
+
     def close(self) -> None:
         """Free it. The graph is not run afterwards."""
         self._graph.release()
@@ -131,6 +163,9 @@ class NativeEngine:
             handle = self._library.load(engine.handle, os.fsencode(stem), failure)
             self._graphs[graph] = NativeGraph(self._library, engine, graph, failure.check(handle))
         return self._graphs[graph]
+
+    def pack(self, graph: str, weights: Mapping[str, NDArray[Any]]) -> dict[str, Buffer]:
+        return {PERSON: self.load(graph).pack(weights)}
 
     def upload(self, array: NDArray[Any]) -> Buffer:
         if array.dtype not in DTYPES:
@@ -167,8 +202,8 @@ def _layers(folder: Path, graph: str) -> Path:
     if not path.is_file():
         raise EngineError(
             "engine-load",
-            f"{path} is missing, which the engine 'native' runs: the bundle is shared or was exported by an older "
-            "release; export it again, not shared",
+            f"{path} is missing, which the engine 'native' runs: the bundle was exported by an older release; export "
+            "it again",
         )
     return path
 

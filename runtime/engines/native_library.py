@@ -27,15 +27,33 @@ MOST_DIMENSIONS = 64
 """numpy's."""
 
 DTYPES = {np.dtype(np.float32): 1, np.dtype(np.int64): 2}
-"""What the engine takes, and engine.h's numbers for it."""
+"""What the engine computes with, and engine.h's numbers for it."""
 
-_ABI = 2
+WEIGHTS = {np.dtype(np.float32): 1, np.dtype(np.float16): 3}
+"""What it packs a person's weights from."""
+
+PERSON = "person"
+"""The input that takes what was packed."""
+
+_ABI = 3
 
 
 class Options(Structure):
     """pc_engine_options."""
 
     _fields_ = (("library", c_char_p), ("device", c_char_p), ("precision", c_char_p), ("threads", c_int32))
+
+
+class Weight(Structure):
+    """pc_engine_weight."""
+
+    _fields_ = (
+        ("input", c_char_p),
+        ("type", c_int),
+        ("data", c_void_p),
+        ("shape", POINTER(c_int64)),
+        ("rank", c_size_t),
+    )
 
 
 class Failure(Structure):
@@ -67,6 +85,7 @@ class _Module(Structure):
         ("unload", CFUNCTYPE(None, _Handle)),
         ("input", CFUNCTYPE(c_char_p, _Handle, c_size_t)),
         ("upload", CFUNCTYPE(_Handle, _Handle, c_int, c_void_p, _Sizes, c_size_t, _Told)),
+        ("pack", CFUNCTYPE(_Handle, _Handle, POINTER(Weight), c_size_t, _Told)),
         ("run", CFUNCTYPE(_Handle, _Handle, POINTER(c_char_p), POINTER(_Handle), c_size_t, c_char_p, _Told)),
         ("download", CFUNCTYPE(c_int, _Handle, _Handle, POINTER(c_float), c_size_t, _Told)),
         ("release", CFUNCTYPE(None, _Handle)),
@@ -97,7 +116,7 @@ class Library:
         self.open, self.close = module.open, module.close
         self.load, self.unload, self.input = module.load, module.unload, module.input
         self.upload, self.run, self.download = module.upload, module.run, module.download
-        self.release = module.release
+        self.pack, self.release = module.pack, module.release
         self.output.restype, self.output.argtypes = c_char_p, (_Handle, c_size_t)
         self.sizes.restype, self.sizes.argtypes = c_size_t, (_Handle, _Sizes)
         self.last.restype, self.last.argtypes = _Handle, (_Handle, c_char_p, _Told)

@@ -12,9 +12,11 @@ from onnxscript import ir
 
 from posecrafter.export import save
 from posecrafter.export.export import ExportOptions, exported_copy
-from posecrafter.export.graphs import Graph, doubles_exactly, make_ranges
+from posecrafter.export.graphs import Graph, doubles_exactly, make_graphs, make_ranges
 from posecrafter.export.layers import save_layers
+from posecrafter.export.run import Run
 from posecrafter.finetune.base import Base
+from posecrafter.manifest import Manifest
 
 GRAPHS = ("pose_encoder", "denoiser", "vae_decoder", "text_encoder")
 DTYPES = {"f32": np.float32, "f16": np.float16}
@@ -31,10 +33,20 @@ class Entry:
 
 
 @dataclass(frozen=True)
+class Input:
+    """One line `input`: what the graph calls a person's tensor."""
+
+    dtype: type
+    input: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Index:
     graph: str
     numbers: dict[str, float]
     tensors: dict[str, Entry]
+    inputs: dict[str, Input]
     start: int
 
 
@@ -48,8 +60,15 @@ def read_index(path: Path) -> Index:
     assert graph[0] == "graph"
     numbers = {words[1]: float(words[2]) for words in lines if words[0] == "number"}
     tensors = {words[1]: read_entry(path, start, words[2:]) for words in lines if words[0] == "tensor"}
-    assert len(numbers) + len(tensors) == len(lines), "a line of another kind, or a name twice"
-    return Index(graph[1], numbers, tensors, start)
+    inputs = {words[1]: read_input(words[2:]) for words in lines if words[0] == "input"}
+    assert len(numbers) + len(tensors) + len(inputs) == len(lines), "a line of another kind, or a name twice"
+    return Index(graph[1], numbers, tensors, inputs, start)
+
+
+def read_input(words: list[str]) -> Input:
+    word, name, rank, *sizes = words
+    assert len(sizes) == int(rank)
+    return Input(DTYPES[word], name, tuple(int(size) for size in sizes))
 
 
 def read_entry(path: Path, start: int, words: list[str]) -> Entry:
@@ -207,6 +226,18 @@ def test_a_controlnet_of_another_size_gets_no_index(
     assert not written.exists()
 
 
-def test_shared_bundles_have_no_index(shared_bundle: Path) -> None:
-    assert (shared_bundle / "graphs" / "denoiser.onnx").is_file()
-    assert not list(shared_bundle.rglob("*.layers"))
+def test_a_shared_bundles_index_names_the_inputs_that_are_a_persons_and_holds_nobodys_values(
+    shared_bundle: Path, people: dict[str, Path]
+) -> None:
+    graph = make_graphs(Run.read(people["a"]).load())["denoiser"]
+    graph = replace(graph, module=exported_copy(graph.module, ExportOptions(), doubles=True))
+    index, state = read_index(shared_bundle / "graphs" / "denoiser.layers"), state_of(graph)
+    personal = Manifest.read(shared_bundle).shared["denoiser"]
+    assert {entry.input: list(entry.shape) for entry in index.inputs.values()} == personal
+    assert {entry.dtype for entry in index.inputs.values()} == {np.float32}
+    assert {f"denoiser.{name}" for name in index.inputs} == set(personal)
+    assert index.tensors.keys() | index.inputs.keys() == state.keys()
+    for key, entry in index.tensors.items():
+        np.testing.assert_array_equal(entry.values, state[key].numpy(), err_msg=key, strict=True)
+    for name in ("pose_encoder", "vae_decoder", "text_encoder"):
+        assert not read_index(shared_bundle / "graphs" / f"{name}.layers").inputs

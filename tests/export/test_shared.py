@@ -53,10 +53,11 @@ def spoil_weights(pack: Path, change: Callable[[dict[str, np.ndarray]], None]) -
     reseal(pack)
 
 
+@pytest.mark.parametrize("engine", ["onnxruntime", "native"])
 def test_four_people_interleaved_render_as_pytorch_does_and_come_back_to_the_bit(
-    shared_bundle: Path, people: dict[str, Path]
+    engine: str, shared_bundle: Path, people: dict[str, Path]
 ) -> None:
-    with Session.open(shared_bundle, "onnxruntime", threads=1) as session:
+    with Session.open(shared_bundle, engine, threads=1) as session:
         request = Request(poses=session.bundle.poses[:2], steps=2)
         first: dict[str, np.ndarray] = {}
         for name in "abcadcbbda":

@@ -300,6 +300,25 @@ def half_people(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_bundle(tmp_path_factory.mktemp("half") / "bundle", {**SD15, **small}, people)
 
 
+@pytest.fixture(scope="session")
+def half_network(people: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The smallest network shared in fp16, whose own person is a, with b as full matrices and d as low-rank updates.
+
+    Without the export's comparison with PyTorch, which is the export's own to test.
+    """
+    from posecrafter.export.export import ExportOptions, export_bundle
+    from posecrafter.export.shared import export_person
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("export", "shared"):
+            patch.setattr(f"posecrafter.export.{module}.check_parity", lambda *_: {})
+        out = tmp_path_factory.mktemp("half-network") / "bundle"
+        bundle = export_bundle(people["a"], out, options=ExportOptions(precision="fp16", shared=True))
+        for name in "bd":
+            export_person(people[name], bundle, name)
+    return bundle
+
+
 def write_untuned_run(folder: Path, base: Any, seed: int) -> Path:
     """What `finetune` leaves, after noise in place of training."""
     import torch

@@ -171,7 +171,10 @@ void convolutions(const Layer& layer) {
     for (const Kernels* kernels : runnable_kernels()) {
         Values packed(kernels->convolution_size(layer.inputs, layer.outputs, layer.winograd));
         Values y(truth.size(), kUntouched);
-        kernels->pack_convolution(weight.data(), layer.inputs, layer.outputs, layer.winograd, packed.data());
+        for (int begin = 0; begin < layer.outputs; begin += 2 * kernels->lanes)
+            kernels->pack_convolution(weight.data() + static_cast<std::size_t>(begin * layer.inputs * 9), begin,
+                                      std::min(2 * kernels->lanes, layer.outputs - begin), layer.inputs, layer.outputs,
+                                      layer.winograd, packed.data());
         Convolution work{};
         work.x = x.data(), work.images = layer.images, work.high = layer.high, work.wide = layer.wide;
         work.inputs = layer.inputs, work.out_high = layer.out_high, work.out_wide = layer.out_wide;

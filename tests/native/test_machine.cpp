@@ -120,6 +120,63 @@ void a_graphs_numbers_do_not_depend_on_its_threads() {
     }
 }
 
+Layers with(const Layers& layers, const std::vector<float>& own) {
+    return layers.with({{"blocks.0.weight", {4, 4, 3, 3}, own.data(), false},
+                        {"blocks.0.bias", {4}, own.data(), false},
+                        {"of no layer", {1}, nullptr, true}});
+}
+
+// What is nobody's own is packed once for all people; what is a person's, for each.
+void people_share_what_is_not_theirs() {
+    const Layers layers(LAYERS "/a-persons-layer");
+    CLAIM(layers.shared() && !Layers(LAYERS "/pose-encoder").shared());
+    const std::vector<float> ann(144, 0.5F), bob(144, 2.0F);
+    const Layers of_ann = with(layers, ann), of_bob = with(layers, bob);
+    int packed = 0;
+    const auto pack = [&](const Layers& own, const std::string& name) {
+        return own.weights({name}, [&] {
+            ++packed;
+            return Weights{own.tensor(name + ".weight").floats(), nullptr};
+        });
+    };
+    CLAIM(pack(of_ann, "conv_in") == pack(of_bob, "conv_in") && packed == 1);
+    const auto anns = pack(of_ann, "blocks.0"), bobs = pack(of_bob, "blocks.0");
+    CLAIM(packed == 3 && anns->packed[0] == 0.5F && bobs->packed[0] == 2.0F);
+}
+
+void people_compute_with_their_own_weights() {
+    const Layers layers(LAYERS "/a-persons-layer");
+    const std::vector<float> ann(144, 0.5F), bob(144, 2.0F), maps(3 * 8 * 8, 0.25F);
+    Machine machine(2, false);
+    const auto features = [&](Graph& graph) {
+        const Made made = graph.run(machine, {{{1, 3, 8, 8}, maps.data(), false}})[0];
+        return std::vector<float>(made.data.get(), made.data.get() + 5 * 4 * 4);
+    };
+    const auto first = make_graph(machine, with(layers, ann)), second = make_graph(machine, with(layers, bob));
+    const std::vector<float> alone = features(*first);
+    CLAIM(features(*second) != alone);
+    CLAIM(features(*first) == alone);
+    const auto refused = [&](const std::vector<Weight>& weights) {
+        try {
+            make_graph(machine, layers.with(weights));
+        } catch (const LayersError&) {
+            return true;
+        }
+        return false;
+    };
+    const Weight weight{"blocks.0.weight", {4, 4, 3, 3}, ann.data(), false},
+        bias{"blocks.0.bias", {4}, ann.data(), false};
+    CLAIM(!refused({weight, bias}));
+    CLAIM(refused({weight}));
+    CLAIM(refused({weight, {"blocks.0.bias", {2, 2}, ann.data(), false}}));
+    CLAIM(refused({weight, {"blocks.0.bias", {4}, ann.data(), true}}));
+    try {
+        make_graph(machine, layers);
+        claim(false, "a graph without its person was made", __LINE__);
+    } catch (const LayersError&) {
+    }
+}
+
 // A graph refuses what does not fit, and runs on.
 void sizes_that_do_not_fit_are_refused() {
     Machine machine(2, false);
@@ -152,6 +209,8 @@ int main() {
     }
     blocks_are_used_again();
     a_graphs_numbers_do_not_depend_on_its_threads();
+    people_share_what_is_not_theirs();
+    people_compute_with_their_own_weights();
     sizes_that_do_not_fit_are_refused();
     return failures;
 }

@@ -164,7 +164,7 @@ def test_the_native_engine_renders_sizes_that_no_level_halves(native: Any, odd_b
     assert_same(Case(3, True, {}), "native", native, odd_bundle, tmp_path, "onnxruntime", BETWEEN_ENGINES)
 
 
-@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino", "native"])
 def test_a_low_rank_person_plans_draws_and_renders_the_same(
     engine: str, native: Any, shared_bundle: Path, tmp_path: Path
 ) -> None:
@@ -188,6 +188,30 @@ def test_full_and_low_rank_people_in_half_precision_render_the_same(
         assert np.abs(others[one]["latents"] - others[another]["latents"]).max() > 100 * LATENTS
 
 
+@pytest.mark.parametrize("person", ["", "b", "d"])
+def test_the_native_engine_renders_a_shared_bundles_people_as_onnx_runtime_does_in_python(
+    person: str, native: Any, shared_bundle: Path, tmp_path: Path
+) -> None:
+    assert_same(
+        Case(3, True, {"steps": 3}, person), "native", native, shared_bundle, tmp_path, "onnxruntime", BETWEEN_ENGINES
+    )
+
+
+def test_the_native_engine_renders_full_and_low_rank_people_in_half_precision_the_same(
+    native: Any, half_network: Path, tmp_path: Path
+) -> None:
+    poses, people = half_network / "person/poses.json", ["", "d", "b", "d"]
+    others = native.render_people(people, half_network, poses, tmp_path / "native", "native", threads=1, steps=2)
+    with Session.open(half_network, engine="native", threads=1) as session:
+        for person, other in zip(people, others, strict=True):
+            session.load_person(person or None)
+            _, latents = latents_of(session, Request(poses=read_poses(poses), steps=2))
+            np.testing.assert_allclose(other["latents"], latents, atol=LATENTS, rtol=0, err_msg=person)
+    np.testing.assert_array_equal(others[1]["latents"], others[3]["latents"])
+    for one, another in ((0, 1), (1, 2), (0, 2)):
+        assert np.abs(others[one]["latents"] - others[another]["latents"]).max() > 100 * LATENTS
+
+
 @pytest.mark.parametrize("engine", ["onnxruntime", "native"])
 def test_four_sessions_in_four_threads_render_what_one_does(
     engine: str, native: Any, tiny_bundle: Path, tmp_path: Path
@@ -201,11 +225,12 @@ def test_four_sessions_in_four_threads_render_what_one_does(
         np.testing.assert_array_equal(other["frames"], alone["frames"])
 
 
+@pytest.mark.parametrize("engine", ["onnxruntime", "native"])
 def test_the_pocket_bases_two_people_differ_and_come_back_to_the_bit(
-    native: Any, pocket_people: Path, tmp_path: Path
+    engine: str, native: Any, pocket_people: Path, tmp_path: Path
 ) -> None:
     poses, _ = target(POCKET["one frame"], pocket_people, tmp_path)
-    words = {"engine": "onnxruntime", "threads": 1, "steps": 2}
+    words = {"engine": engine, "threads": 1, "steps": 2}
     people = native.render_people(["", "eve", "", "eve"], pocket_people, poses, tmp_path / "out", **words)
     own, eve, own_again, eve_again = (person["latents"] for person in people)
     np.testing.assert_array_equal(own, own_again)

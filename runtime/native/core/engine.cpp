@@ -109,8 +109,8 @@ void Engine::open(const std::string& name, const EngineOptions& options) {
     if (reads_layers(*module_) && !has_layers())
         throw Error(Kind::engine, "engine-load",
                     text(folder_.string(),
-                         " holds no layers for engine 'native': it is shared, or of an earlier release; "
-                         "export it again without --shared, or take onnxruntime"));
+                         " holds no layers for engine 'native': it is of an earlier release; export it again, or take "
+                         "onnxruntime"));
     const auto given = [](const std::string& value) { return value.empty() ? nullptr : value.c_str(); };
     const pc_engine_options raw{given(options.library), given(options.device), given(options.precision),
                                 options.threads};
@@ -149,6 +149,21 @@ Tensor Engine::upload(const std::vector<std::int64_t>& shape, const float* data)
 
 Tensor Engine::upload(std::int64_t value) {
     return upload(PC_ENGINE_INT64, {1}, &value);
+}
+
+Bound::mapped_type Engine::take(const std::string& graph, const std::map<std::string, Weight>& weights) {
+    Bound::mapped_type taken;
+    if (!module_->pack) {
+        for (const auto& [input, weight] : weights) taken[input] = upload(weight.type, weight.shape, weight.data);
+        return taken;
+    }
+    void* loaded = load(graph);
+    std::vector<pc_engine_weight> raw;
+    for (const auto& [input, weight] : weights)
+        raw.push_back({input.c_str(), weight.type, weight.data, weight.shape.data(), weight.shape.size()});
+    pc_engine_failure failure{};
+    taken[PC_ENGINE_PERSON] = owned(module_->pack(loaded, raw.data(), raw.size(), &failure), failure);
+    return taken;
 }
 
 Tensor Engine::run(const std::string& graph, Inputs inputs, const Bound& bound, const char* output) {

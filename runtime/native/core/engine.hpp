@@ -27,6 +27,12 @@ struct EngineOptions {
 using Tensor = std::shared_ptr<void>;
 // Inputs that a graph sees at every run: graph -> input -> tensor.
 using Bound = std::map<std::string, std::map<std::string, Tensor, std::less<>>>;
+// One of a person's weights, in the host's memory. type: a pc_engine_type.
+struct Weight {
+    int type;
+    std::vector<std::int64_t> shape;
+    const void* data;
+};
 using Inputs = std::initializer_list<std::pair<const char*, const Tensor*>>;
 
 // Runs the graphs of one bundle. Used from one thread at a time. Tensors must not outlive it.
@@ -45,6 +51,9 @@ class Engine {
     Tensor upload(int type, const std::vector<std::int64_t>& shape, const void* data);
     Tensor upload(const std::vector<std::int64_t>& shape, const float* data);
     Tensor upload(std::int64_t value);
+    // Takes a person's weights of a graph, by its inputs: what to bind for him, which is his weights one by one, or
+    // what the engine packs them to; then the graph is loaded now. Throws Error "engine-load", "engine-memory".
+    Bound::mapped_type take(const std::string& graph, const std::map<std::string, Weight>& weights);
     // Runs a graph, loaded at the first call, on those of the inputs, then of the bound ones, that it has.
     // Throws Error "engine-load", "engine-run".
     Tensor run(const std::string& graph, Inputs inputs, const Bound& bound, const char* output);

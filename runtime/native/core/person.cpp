@@ -94,13 +94,15 @@ Bound upload_weights(Engine& engine, const std::filesystem::path& path, const Bu
     }
     const bool half = manifest.precision == "fp16";
     check(tensors, wanted_by(manifest), half ? "F16" : "F32", path.string());
-    Bound weights;
-    for (const auto& [graph, inputs] : manifest.shared)
-        for (const auto& [input, shape] : inputs) {
-            const void* data = tensors.at(graph + "/" + input).data.data();
-            weights[graph][input] = engine.upload(half ? PC_ENGINE_FLOAT16 : PC_ENGINE_FLOAT32, shape, data);
-        }
-    return weights;
+    Bound bound;
+    for (const auto& [graph, inputs] : manifest.shared) {
+        std::map<std::string, Weight> weights;
+        for (const auto& [input, shape] : inputs)
+            weights[input] = {half ? PC_ENGINE_FLOAT16 : PC_ENGINE_FLOAT32, shape,
+                              tensors.at(graph + "/" + input).data.data()};
+        bound[graph] = engine.take(graph, weights);
+    }
+    return bound;
 }
 
 }  // namespace posecrafter

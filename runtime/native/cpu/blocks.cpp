@@ -82,10 +82,10 @@ TransformerBlock::TransformerBlock(Machine& machine, const Layers& layers, const
         return Linear(machine, layers, parts, machine.bf16);
     };
     width_ = norm1_.channels();
-    of_frames_ = temporal_ ? linear({"attn1.to_q", "attn_temp.to_q", "attn_temp.to_k", "attn_temp.to_v"})
-                           : linear({"attn1.to_q"});
+    query_ = linear({"attn1.to_q"});
     of_key_ = linear({"attn1.to_k", "attn1.to_v"});
     out_ = linear({"attn1.to_out.0"});
+    if (temporal_) of_time_ = linear({"attn_temp.to_q", "attn_temp.to_k", "attn_temp.to_v"});
     if (temporal_) temporal_out_ = linear({"attn_temp.to_out.0"});
     text_q_ = linear({"attn2.to_q"});
     of_text_ = linear({"attn2.to_k", "attn2.to_v"});
@@ -93,12 +93,14 @@ TransformerBlock::TransformerBlock(Machine& machine, const Layers& layers, const
     hidden_ = Linear::gated(machine, layers, name + ".ff.net.0.value", name + ".ff.net.0.gate", machine.bf16);
     ff_out_ = linear({"ff.net.2"});
     for (const int found :
-         {norm2_.channels(), norm3_.channels(), of_frames_.inputs(), of_key_.inputs(), out_.inputs(), out_.outputs(),
-          text_q_.inputs(), text_q_.outputs(), text_out_.inputs(), text_out_.outputs(), hidden_.inputs(),
-          ff_out_.outputs(), of_key_.outputs() / 2, of_text_.outputs() / 2, of_frames_.outputs() / (temporal_ ? 4 : 1)})
+         {norm2_.channels(), norm3_.channels(), query_.inputs(), query_.outputs(), of_key_.inputs(), out_.inputs(),
+          out_.outputs(), text_q_.inputs(), text_q_.outputs(), text_out_.inputs(), text_out_.outputs(),
+          hidden_.inputs(), ff_out_.outputs(), of_key_.outputs() / 2, of_text_.outputs() / 2})
         check_width(found, width_);
     check_width(ff_out_.inputs(), hidden_.outputs());
     if (temporal_) {
+        check_width(of_time_.inputs(), width_);
+        check_width(of_time_.outputs(), 3 * width_);
         check_width(temporal_out_.inputs(), width_);
         check_width(temporal_out_.outputs(), width_);
     }
@@ -154,22 +156,20 @@ void TransformerBlock::attend(Machine& machine, const Keys& keys, int context, c
 void TransformerBlock::see_key_frame(Machine& machine, const Images& x, Fold fold, float* across) const {
     const Kernels& k = machine.k;
     const Keys keys = key_frames(machine, x, fold);
-    const int width = width_, projected = of_frames_.outputs(), clip = fold.frames * x.cells();
+    const int width = width_, clip = fold.frames * x.cells();
     const std::size_t attending = k.attend_scratch(keys.count, width / heads_);
     machine.threads.share(fold.outer() * blocks_of(clip), [&](int index, int thread) {
         const Rows rows = rows_of(index, clip);
-        float* normed = machine.scratch(thread, floats(kBlock, 2 * width + projected) + attending);
-        float *queries = normed + floats(kBlock, width), *seen = queries + floats(kBlock, projected);
+        float* normed = machine.scratch(thread, floats(kBlock, 3 * width) + attending);
+        float *queries = normed + floats(kBlock, width), *seen = queries + floats(kBlock, width);
         float *own = x.data() + floats(rows.first, width), *scratch = seen + floats(kBlock, width);
         norm1_.rows(machine, own, rows.count, normed);
-        k.multiply(of_frames_.product(normed, queries), 0, rows.count);
-        attend(machine, keys, rows.clip, queries, projected, rows.count, seen, scratch);
+        k.multiply(query_.product(normed, queries), 0, rows.count);
+        if (across) k.multiply(of_time_.product(normed, across + floats(rows.first, 3 * width)), 0, rows.count);
+        attend(machine, keys, rows.clip, queries, width, rows.count, seen, scratch);
         Product product = out_.product(seen, own);
         product.add = own;
         k.multiply(product, 0, rows.count);
-        for (int row = 0; row < rows.count && across; ++row)
-            std::memcpy(across + floats(rows.first + row, 3 * width), queries + floats(row, projected) + width,
-                        sizeof(float) * floats(3, width));
     });
 }
 

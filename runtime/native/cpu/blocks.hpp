@@ -62,7 +62,7 @@ class TransformerBlock {
     int width_, heads_;
     bool temporal_;
     LayerNorm norm1_, norm2_, norm3_;
-    Linear of_frames_, of_key_, out_, temporal_out_, text_q_, of_text_, text_out_, hidden_, ff_out_;
+    Linear query_, of_key_, out_, of_time_, temporal_out_, text_q_, of_text_, text_out_, hidden_, ff_out_;
 };
 
 class Transformer {

@@ -28,38 +28,48 @@ static std::size_t convolution_size(int inputs, int outputs, bool winograd) {
     return (winograd ? kPoints : 9) * packed_size(copied(inputs, winograd), outputs);
 }
 
-/* weight: [outputs, inputs, 3, 3]. */
-static void pack_convolution(const float* weight, int inputs, int outputs, bool winograd, float* packed) {
+/* One channel's taps of a panel, [kColumns] each, at Winograd's points: t[y][x] = sum of kTaps[y] kTaps[x] w. */
+static void taps_to_points(const double (&w)[9][kColumns], std::size_t point, float* to) {
     static const double kTaps[6][3] = {{1.0 / 4, 0, 0},
                                        {-1.0 / 6, -1.0 / 6, -1.0 / 6},
                                        {-1.0 / 6, 1.0 / 6, -1.0 / 6},
                                        {1.0 / 24, 1.0 / 12, 1.0 / 6},
                                        {1.0 / 24, -1.0 / 12, 1.0 / 6},
                                        {0, 0, 1}};
-    const std::size_t channels = copied(inputs, winograd), matrix = packed_size(copied(inputs, winograd), outputs);
+    for (int y = 0; y < 6; ++y) {
+        const double* t = kTaps[y];
+        double half[3][kColumns];
+        for (int x = 0; x < 3; ++x)
+            for (int j = 0; j < kColumns; ++j) half[x][j] = t[0] * w[x][j] + t[1] * w[3 + x][j] + t[2] * w[6 + x][j];
+        for (int x = 0; x < 6; ++x, to += point) {
+            const double* u = kTaps[x];
+            for (int j = 0; j < kColumns; ++j)
+                to[j] = static_cast<float>(u[0] * half[0][j] + u[1] * half[1][j] + u[2] * half[2][j]);
+        }
+    }
+}
+
+/* One panel of outputs, from `begin` on: weight [count, inputs, 3, 3]. What it has too many stays 0. */
+static void pack_convolution(const float* weight, int begin, int count, int inputs, int outputs, bool winograd,
+                             float* packed) {
+    const int channels = copied(inputs, winograd);
+    const std::size_t row = kColumns, matrix = packed_size(channels, outputs);
     const bool joined = !winograd && direct_products(inputs) == 1;
     // One product over all taps has their rows one after another in each panel; several have a matrix each.
-    const std::size_t panel = (joined ? 9 : 1) * channels * kColumns, tap = joined ? channels * kColumns : matrix;
-    __builtin_memset(packed, 0, sizeof(float) * convolution_size(inputs, outputs, winograd));
-    for (int o = 0; o < outputs; ++o)
-        for (int i = 0; i < inputs; ++i) {
-            const float* w = weight + (static_cast<std::size_t>(o) * inputs + i) * 9;
-            float* to = packed + o / kColumns * panel + i * kColumns + o % kColumns;
-            if (!winograd) {
-                for (int t = 0; t < 9; ++t) to[t * tap] = w[t];
-                continue;
-            }
-            for (int y = 0; y < 6; ++y) {
-                double half[3]{};
-                for (int x = 0; x < 3; ++x)
-                    for (int t = 0; t < 3; ++t) half[x] += kTaps[y][t] * w[3 * t + x];
-                for (int x = 0; x < 6; ++x) {
-                    double value = 0;
-                    for (int t = 0; t < 3; ++t) value += kTaps[x][t] * half[t];
-                    to[(6 * y + x) * tap] = static_cast<float>(value);
-                }
-            }
-        }
+    const std::size_t panel = (joined ? 9 : 1) * static_cast<std::size_t>(channels) * row;
+    const std::size_t tap = joined ? static_cast<std::size_t>(channels) * row : matrix;
+    float* to = packed + static_cast<std::size_t>(begin / kColumns) * panel;
+    double w[9][kColumns]{};
+    for (int i = 0; i < channels; ++i, to += row) {
+        for (int j = 0; j < count; ++j)
+            for (int t = 0; t < 9; ++t)
+                w[t][j] = i < inputs ? weight[(static_cast<std::size_t>(j) * inputs + i) * 9 + t] : 0;
+        if (winograd)
+            taps_to_points(w, tap, to);
+        else
+            for (int t = 0; t < 9; ++t)
+                for (int j = 0; j < kColumns; ++j) to[t * tap + j] = static_cast<float>(w[t][j]);
+    }
 }
 
 /* Rows of the unit's work: of tiles, or of output cells. */

@@ -145,8 +145,7 @@ class Network {
 class Denoiser : public Graph {
   public:
     Denoiser(Machine& machine, const Layers& layers)
-        : Graph({"x", "timestep", "a", "b", "text", "weight", "pose_features", "control_scale"}),
-          size_(layers),
+        : size_(layers),
           control_(machine, layers, "controlnet", size_),
           unet_(machine, layers, "unet", size_),
           norm_out_(layers, "unet.conv_norm_out", size_.groups, size_.eps),
@@ -168,8 +167,8 @@ class Denoiser : public Graph {
         const Given &latents = given[0], &text = given[4];
         check_sizes("x", latents, {0, size_.in, 0, 0});
         check_sizes("timestep", given[1], {1}, true);
-        for (std::size_t index : {2, 3, 7})
-            check_sizes(inputs()[index], given[index], std::vector<int>(given[index].sizes.empty() ? 0 : 1, 1));
+        for (const auto& [index, name] : {std::pair(2, "a"), {3, "b"}, {7, "control_scale"}})
+            check_sizes(name, given[index], std::vector<int>(given[index].sizes.empty() ? 0 : 1, 1));
         check_sizes("text", text, {0, 0, size_.text});
         check_sizes("weight", given[5], {text.sizes[0]});
         const int frames = latents.sizes[0], high = latents.sizes[2], wide = latents.sizes[3];

@@ -4,12 +4,33 @@
 
 namespace posecrafter::cpu {
 
-std::unique_ptr<Graph> make_graph(Machine& machine, const Layers& layers) {
-    if (layers.graph() == "denoiser") return make_denoiser(machine, layers);
-    if (layers.graph() == "vae_decoder") return make_decoder(machine, layers);
-    if (layers.graph() == "pose_encoder") return make_pose_encoder(machine, layers);
-    if (layers.graph() == "text_encoder") return make_text_encoder(machine, layers);
+namespace {
+
+struct Kind {
+    std::string name;
+    std::vector<std::string> inputs;
+    std::unique_ptr<Graph> (*make)(Machine& machine, const Layers& layers);
+};
+
+const Kind& kind_of(const Layers& layers) {
+    static const Kind kinds[] = {
+        {"denoiser", {"x", "timestep", "a", "b", "text", "weight", "pose_features", "control_scale"}, make_denoiser},
+        {"vae_decoder", {"latents"}, make_decoder},
+        {"pose_encoder", {"control_images"}, make_pose_encoder},
+        {"text_encoder", {"input_ids"}, make_text_encoder}};
+    for (const Kind& kind : kinds)
+        if (kind.name == layers.graph()) return kind;
     throw LayersError("'" + layers.graph() + "' is no graph that this engine knows");
+}
+
+}  // namespace
+
+std::unique_ptr<Graph> make_graph(Machine& machine, const Layers& layers) {
+    return kind_of(layers).make(machine, layers);
+}
+
+const std::vector<std::string>& inputs_of(const Layers& layers) {
+    return kind_of(layers).inputs;
 }
 
 void check_sizes(const std::string& name, const Given& given, const std::vector<int>& sizes, bool whole) {

@@ -28,19 +28,12 @@ struct Made {
     std::shared_ptr<float[]> data;
 };
 
-/* One graph. Runs from one thread at a time. */
+/* One graph; of a shared bundle, one with a person's weights. Runs from one thread at a time. */
 class Graph {
   public:
     virtual ~Graph() = default;
-    /* Inputs in the order of `inputs`; throws LayersError for sizes that do not belong together. */
+    /* Inputs in the order of `inputs_of`; throws LayersError for sizes that do not belong together. */
     virtual std::vector<Made> run(Machine& machine, const std::vector<Given>& given) = 0;
-    const std::vector<std::string>& inputs() const { return inputs_; }
-
-  protected:
-    explicit Graph(std::vector<std::string> inputs) : inputs_(std::move(inputs)) {}
-
-  private:
-    std::vector<std::string> inputs_;
 };
 
 std::unique_ptr<Graph> make_denoiser(Machine& machine, const Layers& layers);
@@ -50,6 +43,7 @@ std::unique_ptr<Graph> make_text_encoder(Machine& machine, const Layers& layers)
 
 /* By the name that the layers give themselves. Throws LayersError. */
 std::unique_ptr<Graph> make_graph(Machine& machine, const Layers& layers);
+const std::vector<std::string>& inputs_of(const Layers& layers);
 
 /* More than any network has. */
 constexpr int kMostLevels = 8;

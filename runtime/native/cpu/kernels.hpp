@@ -73,8 +73,9 @@ struct Kernels {
     void (*multiply)(const Product& product, int begin, int end);
 
     std::size_t (*convolution_size)(int inputs, int outputs, bool winograd);
-    /* weight: [outputs, inputs, 3, 3]. */
-    void (*pack_convolution)(const float* weight, int inputs, int outputs, bool winograd, float* packed);
+    /* Outputs [begin, begin + count), a panel's two vectors or what is left: weight [count, inputs, 3, 3]. */
+    void (*pack_convolution)(const float* weight, int begin, int count, int inputs, int outputs, bool winograd,
+                             float* packed);
     /* How many units the work is shared out in, what one needs, and one of them. */
     int (*convolution_units)(const Convolution& convolution, int threads);
     std::size_t (*convolution_scratch)(const Convolution& convolution, int units);

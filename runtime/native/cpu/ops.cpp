@@ -1,7 +1,7 @@
 #include "ops.hpp"
 
+#include <algorithm>
 #include <cmath>
-#include <cstring>
 
 namespace posecrafter::cpu {
 
@@ -19,35 +19,50 @@ void check_matrix(const Tensor& weight, const std::string& name) {
     if (weight.sizes.size() < 2 || size != 1) throw LayersError(name + " is no matrix; export the bundle again");
 }
 
-Floats vector_of(const Layers& layers, const std::string& name, int count) {
+const Tensor& vector_of(const Layers& layers, const std::string& name, int count) {
     const Tensor& tensor = layers.tensor(name);
     if (tensor.sizes.size() != 1 || tensor.sizes[0] != count)
         throw LayersError(name + " has not " + std::to_string(count) + " numbers; export the bundle again");
-    return tensor.floats();
+    return tensor;
 }
 
-/* [inputs, outputs, 4, 4] of doubling and a convolution in one -> the convolution's [outputs, inputs, 3, 3]. */
-Floats undoubled(const Tensor& weight, int inputs, int outputs) {
-    const Floats sums = weight.floats();
-    Floats out = make_floats(static_cast<std::size_t>(inputs) * outputs * 9);
+/* Rows [begin, begin + count) of matrices [outputs, inputs] one above the other. */
+void stacked(const std::vector<const Tensor*>& parts, int begin, int count, float* out) {
+    for (const Tensor* part : parts) {
+        const int rows = part->sizes[0], some = std::min(count, rows - begin);
+        if (some > 0) {
+            part->rows(begin, some, out);
+            out += static_cast<std::size_t>(some) * static_cast<std::size_t>(part->sizes[1]);
+            begin += some, count -= some;
+        }
+        begin -= rows;
+    }
+}
+
+/* Of [inputs, outputs, 4, 4], doubling and a convolution in one, the convolution's rows [begin, begin + count) of
+ * [outputs, inputs, 3, 3]. */
+void undoubled(const Tensor& weight, int begin, int count, float* out) {
+    const int inputs = weight.sizes[0], outputs = weight.sizes[1];
+    std::vector<float> sums(static_cast<std::size_t>(count) * 16);
     // Of one dimension's taps t the sums are t2, t1 + t2, t0 + t1, t0; a transposed convolution counts backwards.
-    for (int i = 0; i < inputs; ++i)
-        for (int o = 0; o < outputs; ++o) {
-            const float* s = sums.get() + (static_cast<std::size_t>(i) * outputs + o) * 16;
+    for (int i = 0; i < inputs; ++i) {
+        weight.read((static_cast<std::size_t>(i) * outputs + begin) * 16, sums.size(), sums.data());
+        for (int o = 0; o < count; ++o) {
+            const float* s = sums.data() + static_cast<std::size_t>(o) * 16;
             double rows[3][4];
             for (int x = 0; x < 4; ++x) {
                 rows[0][x] = s[12 + x];
                 rows[1][x] = static_cast<double>(s[4 + x]) - s[x];
                 rows[2][x] = s[x];
             }
-            float* w = out.get() + (static_cast<std::size_t>(o) * inputs + i) * 9;
+            float* w = out + (static_cast<std::size_t>(o) * inputs + i) * 9;
             for (int y = 0; y < 3; ++y) {
                 w[3 * y] = static_cast<float>(rows[y][3]);
                 w[3 * y + 1] = static_cast<float>(rows[y][1] - rows[y][0]);
                 w[3 * y + 2] = static_cast<float>(rows[y][0]);
             }
         }
-    return out;
+    }
 }
 
 }  // namespace
@@ -73,10 +88,10 @@ float* Machine::scratch(int thread, std::size_t count) {
     return own.data.get();
 }
 
-Linear::Linear(const Machine& machine, const Layers& layers, const std::vector<std::string>& names, bool bf16)
+Linear::Linear(Machine& machine, const Layers& layers, const std::vector<std::string>& names, bool bf16)
     : Linear(machine, layers, names, bf16, false) {}
 
-Linear Linear::gated(const Machine& machine, const Layers& layers, const std::string& value, const std::string& gate,
+Linear Linear::gated(Machine& machine, const Layers& layers, const std::string& value, const std::string& gate,
                      bool bf16) {
     if (layers.tensor(value + ".weight").sizes != layers.tensor(gate + ".weight").sizes)
         throw LayersError(gate + " has another size than " + value + "; export the bundle again");
@@ -84,51 +99,66 @@ Linear Linear::gated(const Machine& machine, const Layers& layers, const std::st
     return Linear(machine, layers, {value, gate}, bf16, true);
 }
 
-Linear::Linear(const Machine& machine, const Layers& layers, const std::vector<std::string>& names, bool bf16,
-               bool gated)
+Linear::Linear(Machine& machine, const Layers& layers, const std::vector<std::string>& names, bool bf16, bool gated)
     : gated_(gated) {
     std::vector<const Tensor*> parts;
     bool biased = false;
     for (const std::string& name : names) {
         parts.push_back(&layers.tensor(name + ".weight"));
         check_matrix(*parts.back(), name);
-        inputs_ = parts.back()->sizes[1];
+        if (parts.back()->sizes[1] != parts[0]->sizes[1])
+            throw LayersError(name + " has another width than " + names[0] + "; export the bundle again");
         outputs_ += parts.back()->sizes[0];
         biased = biased || layers.has(name + ".bias");
     }
-    const std::size_t inputs = static_cast<std::size_t>(inputs_);
-    Floats stacked = make_floats(inputs * static_cast<std::size_t>(outputs_));
-    if (biased) bias_ = make_floats(static_cast<std::size_t>(outputs_));
-    std::size_t row = 0;
-    for (std::size_t i = 0; i < names.size(); ++i) {
-        const int rows = parts[i]->sizes[0];
-        if (parts[i]->sizes[1] != inputs_)
-            throw LayersError(names[i] + " has another width than " + names[0] + "; export the bundle again");
-        std::memcpy(stacked.get() + row * inputs, parts[i]->floats().get(), sizeof(float) * parts[i]->count());
-        if (layers.has(names[i] + ".bias"))
-            std::memcpy(bias_.get() + row, vector_of(layers, names[i] + ".bias", rows).get(), sizeof(float) * rows);
-        else if (biased)
-            std::memset(bias_.get() + row, 0, sizeof(float) * rows);
-        row += static_cast<std::size_t>(rows);
-    }
+    inputs_ = parts[0]->sizes[1];
+    bf16_ = bf16 && inputs_ <= machine.k.longest_bf16;
+    weights_ = layers.weights(names, [&] {
+        Weights made{pack(machine, parts), nullptr};
+        if (biased) made.bias = make_floats(static_cast<std::size_t>(outputs_));
+        for (std::size_t i = 0, row = 0; biased && i < names.size();
+             row += static_cast<std::size_t>(parts[i]->sizes[0]), ++i) {
+            const int rows = parts[i]->sizes[0];
+            if (layers.has(names[i] + ".bias"))
+                vector_of(layers, names[i] + ".bias", rows).rows(0, rows, made.bias.get() + row);
+            else
+                std::fill_n(made.bias.get() + row, rows, 0.0f);
+        }
+        return made;
+    });
+    if (gated) outputs_ /= 2;
+}
+
+/* By panels, each on one thread: two vectors of columns, or one of values' and one of gates'. */
+Floats Linear::pack(Machine& machine, const std::vector<const Tensor*>& parts) const {
     const Kernels& k = machine.k;
-    bf16_ = bf16 && inputs_ <= k.longest_bf16;
-    if (gated) {
-        outputs_ /= 2;
-        packed_ = make_floats(k.packed_size(inputs_, 2 * ((outputs_ + k.lanes - 1) / k.lanes * k.lanes)));
-        const float* gates = stacked.get() + inputs * static_cast<std::size_t>(outputs_);
-        (bf16_ ? k.pack_gated_bf16 : k.pack_gated)(stacked.get(), gates, 1, inputs_, inputs_, outputs_, packed_.get());
-        return;
-    }
-    packed_ = make_floats(k.packed_size(inputs_, outputs_));
-    (bf16_ ? k.pack_bf16 : k.pack)(stacked.get(), 1, inputs_, inputs_, outputs_, packed_.get());
+    const int width = gated_ ? k.lanes : 2 * k.lanes, columns = gated_ ? parts[0]->sizes[0] : outputs_;
+    const int panels = (columns + width - 1) / width;
+    const std::size_t inputs = static_cast<std::size_t>(inputs_), lanes = static_cast<std::size_t>(k.lanes);
+    const std::size_t panel = k.packed_size(bf16_ ? (inputs_ + 1) / 2 : inputs_, 1);
+    Floats packed = make_floats(panel * static_cast<std::size_t>(panels));
+    machine.threads.share(panels, [&](int index, int thread) {
+        const int left = index * width, count = std::min(width, columns - left);
+        float* own = machine.scratch(thread, 2 * lanes * inputs);
+        float* to = packed.get() + panel * static_cast<std::size_t>(index);
+        if (gated_) {
+            float* gates = own + lanes * inputs;
+            parts[0]->rows(left, count, own);
+            parts[1]->rows(left, count, gates);
+            (bf16_ ? k.pack_gated_bf16 : k.pack_gated)(own, gates, 1, inputs_, inputs_, count, to);
+            return;
+        }
+        stacked(parts, left, count, own);
+        (bf16_ ? k.pack_bf16 : k.pack)(own, 1, inputs_, inputs_, count, to);
+    });
+    return packed;
 }
 
 Product Linear::product(const float* a, float* c) const {
     return {.a = a,
             .lda = inputs_,
-            .b = packed_.get(),
-            .bias = bias_.get(),
+            .b = weights_->packed.get(),
+            .bias = weights_->bias.get(),
             .add = nullptr,
             .c = c,
             .ldc = outputs_,
@@ -141,8 +171,8 @@ Product Linear::product(const float* a, float* c) const {
 Affine::Affine(const Layers& layers, const std::string& name) {
     const Tensor& tensor = layers.tensor(name + ".weight");
     channels = static_cast<int>(tensor.count());
-    weight = tensor.floats();
-    bias = vector_of(layers, name + ".bias", channels);
+    const Tensor& shift = vector_of(layers, name + ".bias", channels);
+    weights = layers.weights({name}, [&] { return Weights{tensor.floats(), shift.floats()}; });
 }
 
 GroupNorm::GroupNorm(const Layers& layers, const std::string& name, int groups, float eps)
@@ -178,8 +208,8 @@ Scaling GroupNorm::scaling(Machine& machine, const Images& x, int frames) const 
             const double factor = 1 / std::sqrt(variance + eps_);
             for (int i = group * share; i < (group + 1) * share; ++i) {
                 const std::size_t place = width * static_cast<std::size_t>(clip) + i;
-                made.scale.data()[place] = static_cast<float>(affine_.weight[i] * factor);
-                made.shift.data()[place] = static_cast<float>(affine_.bias[i] - affine_.weight[i] * factor * mean);
+                made.scale.data()[place] = static_cast<float>(affine_.weight()[i] * factor);
+                made.shift.data()[place] = static_cast<float>(affine_.bias()[i] - affine_.weight()[i] * factor * mean);
             }
         }
     return made;
@@ -193,10 +223,25 @@ Convolution3x3::Convolution3x3(Machine& machine, const Layers& layers, const std
         throw LayersError(name + " is no 3x3 convolution; export the bundle again");
     outputs_ = weight.sizes[doubled ? 1 : 0], inputs_ = weight.sizes[doubled ? 0 : 1];
     winograd_ = stride == 1 && inputs_ >= kNarrow && inputs_ <= kWidest / outputs_;
-    const Floats taps = doubled ? undoubled(weight, inputs_, outputs_) : weight.floats();
-    packed_ = make_floats(machine.k.convolution_size(inputs_, outputs_, winograd_));
-    machine.k.pack_convolution(taps.get(), inputs_, outputs_, winograd_, packed_.get());
-    bias_ = vector_of(layers, name + ".bias", outputs_);
+    const Tensor& bias = vector_of(layers, name + ".bias", outputs_);
+    weights_ = layers.weights({name}, [&] { return Weights{pack(machine, weight), bias.floats()}; });
+}
+
+Floats Convolution3x3::pack(Machine& machine, const Tensor& weight) const {
+    const Kernels& k = machine.k;
+    const int width = 2 * k.lanes, panels = (outputs_ + width - 1) / width;
+    const std::size_t taps = 9 * static_cast<std::size_t>(inputs_) * static_cast<std::size_t>(width);
+    Floats packed = make_floats(k.convolution_size(inputs_, outputs_, winograd_));
+    machine.threads.share(panels, [&](int panel, int thread) {
+        const int begin = panel * width, count = std::min(width, outputs_ - begin);
+        float* own = machine.scratch(thread, taps);
+        if (weight.sizes[2] == 4)
+            undoubled(weight, begin, count, own);
+        else
+            weight.rows(begin, count, own);
+        k.pack_convolution(own, begin, count, inputs_, outputs_, winograd_, packed.get());
+    });
+    return packed;
 }
 
 Images Convolution3x3::run(Machine& machine, const Images& x, Reading reading, int high, int wide, const float* bias,
@@ -216,9 +261,9 @@ Images Convolution3x3::run(Machine& machine, const Images& x, Reading reading, i
                            .shift = reading.norm ? reading.norm->shift.data() : nullptr,
                            .frames = reading.norm ? reading.norm->frames : x.count,
                            .silu = reading.silu,
-                           .weights = packed_.get(),
+                           .weights = weights_->packed.get(),
                            .winograd = winograd_,
-                           .bias = bias ? bias : bias_.get(),
+                           .bias = bias ? bias : weights_->bias.get(),
                            .add = add,
                            .y = y.data()};
     const int units = machine.k.convolution_units(work, machine.threads.count());

@@ -2,6 +2,7 @@
 // threads.
 #pragma once
 
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -65,9 +66,9 @@ class Linear {
   public:
     Linear() = default;
     /* bf16: numbers are rounded to it, if the kernels multiply it. */
-    Linear(const Machine& machine, const Layers& layers, const std::vector<std::string>& names, bool bf16 = false);
+    Linear(Machine& machine, const Layers& layers, const std::vector<std::string>& names, bool bf16 = false);
     /* value gelu(gate), of two torch Linears. */
-    static Linear gated(const Machine& machine, const Layers& layers, const std::string& value, const std::string& gate,
+    static Linear gated(Machine& machine, const Layers& layers, const std::string& value, const std::string& gate,
                         bool bf16);
 
     int inputs() const { return inputs_; }
@@ -75,9 +76,10 @@ class Linear {
     Product product(const float* a, float* c) const;
 
   private:
-    Linear(const Machine& machine, const Layers& layers, const std::vector<std::string>& names, bool bf16, bool gated);
+    Linear(Machine& machine, const Layers& layers, const std::vector<std::string>& names, bool bf16, bool gated);
+    Floats pack(Machine& machine, const std::vector<const Tensor*>& parts) const;
 
-    Floats packed_, bias_;
+    std::shared_ptr<const Weights> weights_;
     int inputs_ = 0, outputs_ = 0;
     bool bf16_ = false, gated_ = false;
 };
@@ -86,7 +88,10 @@ class Linear {
 struct Affine {
     Affine() = default;
     Affine(const Layers& layers, const std::string& name);
-    Floats weight, bias;
+    const float* weight() const { return weights->packed.get(); }
+    const float* bias() const { return weights->bias.get(); }
+
+    std::shared_ptr<const Weights> weights;
     int channels = 0;
 };
 
@@ -97,7 +102,7 @@ class LayerNorm {
     float eps() const { return eps_; }
     /* x [count, C] -> out [count, C]. */
     void rows(const Machine& machine, const float* x, int count, float* out) const {
-        machine.k.layer_norm(x, count, affine_.channels, affine_.weight.get(), affine_.bias.get(), eps_, out);
+        machine.k.layer_norm(x, count, affine_.channels, affine_.weight(), affine_.bias(), eps_, out);
     }
 
   private:
@@ -142,10 +147,12 @@ class Convolution3x3 {
                const float* add = nullptr) const;
     Images run(Machine& machine, const Images& x, Reading reading = {}, const float* bias = nullptr,
                const float* add = nullptr) const;
-    const float* bias() const { return bias_.get(); }
+    const float* bias() const { return weights_->bias.get(); }
 
   private:
-    Floats packed_, bias_;
+    Floats pack(Machine& machine, const Tensor& weight) const;
+
+    std::shared_ptr<const Weights> weights_;
     int inputs_ = 0, outputs_ = 0, stride_ = 1;
     bool winograd_ = false;
 };

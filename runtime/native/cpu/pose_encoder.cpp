@@ -9,7 +9,7 @@ namespace {
 
 class PoseEncoder : public Graph {
   public:
-    PoseEncoder(Machine& machine, const Layers& layers) : Graph({"control_images"}) {
+    PoseEncoder(Machine& machine, const Layers& layers) {
         convolutions_.emplace_back(machine, layers, "conv_in");
         for (int index = 0; index < layers.whole("blocks"); ++index)
             convolutions_.emplace_back(machine, layers, "blocks." + std::to_string(index), 1 + index % 2);

@@ -32,8 +32,7 @@ struct Layer {
 class TextEncoder : public Graph {
   public:
     TextEncoder(Machine& machine, const Layers& layers)
-        : Graph({"input_ids"}),
-          heads_(layers.whole("heads")),
+        : heads_(layers.whole("heads")),
           width_(layers.whole("width")),
           tokens_(layers.whole("tokens")),
           vocabulary_(layers.whole("vocabulary")),

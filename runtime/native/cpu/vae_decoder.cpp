@@ -59,8 +59,7 @@ class ImageAttention {
 class Decoder : public Graph {
   public:
     Decoder(Machine& machine, const Layers& layers)
-        : Graph({"latents"}),
-          channels_(layers.whole("in_channels")),
+        : channels_(layers.whole("in_channels")),
           scaling_(static_cast<float>(layers.number("scaling_factor"))),
           conv_in_(machine, layers, "decoder.conv_in"),
           norm_out_(layers, "decoder.conv_norm_out", layers.whole("groups"),

@@ -14,7 +14,10 @@
 extern "C" {
 #endif
 
-#define PC_ENGINE_ABI 2
+#define PC_ENGINE_ABI 3
+
+/* The input that takes what `pack` made. */
+#define PC_ENGINE_PERSON "person"
 
 /* FLOAT16: of a person's weights in half precision. */
 enum pc_engine_type { PC_ENGINE_FLOAT32 = 1, PC_ENGINE_INT64 = 2, PC_ENGINE_FLOAT16 = 3 };
@@ -25,6 +28,15 @@ typedef struct pc_engine_options {
     const char* precision; /* of the arithmetic, "fp32" or "bf16"; NULL: the engine's default */
     int32_t threads;       /* 0: the engine's default */
 } pc_engine_options;
+
+/* One of a person's weights: the graph's input, and an array of any alignment. */
+typedef struct pc_engine_weight {
+    const char* input;
+    int type; /* PC_ENGINE_FLOAT32 or PC_ENGINE_FLOAT16 */
+    const void* data;
+    const int64_t* shape;
+    size_t rank;
+} pc_engine_weight;
 
 /* Filled by a function that fails: a stable code and one line. */
 typedef struct pc_engine_failure {
@@ -54,6 +66,11 @@ typedef struct pc_engine_module {
      * "engine-memory". */
     void* (*upload)(void* engine, int type, const void* data, const int64_t* shape, size_t rank,
                     pc_engine_failure* failure);
+    /* For an engine that computes with weights in an order of its own: a person's, of all inputs of one graph that
+     * are his, as one tensor. It is its input PC_ENGINE_PERSON in any number of runs; the arrays are not read later.
+     * NULL in place of the function: weights are uploaded, and inputs by their own names. NULL on failure:
+     * "engine-load". */
+    void* (*pack)(void* graph, const pc_engine_weight* weights, size_t count, pc_engine_failure* failure);
     /* Runs the graph on `count` named inputs; returns the tensor of one output. NULL on failure: "engine-run". */
     void* (*run)(void* graph, const char* const* names, void* const* inputs, size_t count, const char* output,
                  pc_engine_failure* failure);

@@ -4,7 +4,8 @@
 //     explicit Engine(const pc_engine_options&)
 //     const char* device() const, const char* variant() const
 //     std::unique_ptr<Graph> load(const std::string& path), a Graph has the names of its `inputs` in order, and
-//         std::unique_ptr<Tensor> run(names, inputs, output)
+//         std::unique_ptr<Tensor> run(names, inputs, output); where it packs a person's weights, also
+//         std::unique_ptr<Tensor> pack(weights, count)
 //     std::unique_ptr<Tensor> upload(type, data, shape), and a Tensor has download(data, count)
 #pragma once
 
@@ -57,6 +58,18 @@ inline void expect_floats(std::size_t found, std::size_t expected) {
                                         std::to_string(expected) + "; export the bundle again");
 }
 
+// A Graph's `pack` as the door has it, or nullptr.
+template <class Graph>
+constexpr auto pack_of() -> decltype(pc_engine_module::pack) {
+    if constexpr (requires(Graph& graph, const pc_engine_weight* weights) { graph.pack(weights, std::size_t{}); })
+        return
+            [](void* graph, const pc_engine_weight* weights, std::size_t count, pc_engine_failure* failure) -> void* {
+                return guarded(failure, "engine-load",
+                               [&] { return static_cast<Graph*>(graph)->pack(weights, count).release(); });
+            };
+    return nullptr;
+}
+
 template <class Engine, class Graph, class Tensor>
 inline constexpr pc_engine_module module_of{
     .abi = PC_ENGINE_ABI,
@@ -81,6 +94,7 @@ inline constexpr pc_engine_module module_of{
             return static_cast<Engine*>(engine)->upload(type, data, Shape(shape, shape + rank)).release();
         });
     },
+    .pack = pack_of<Graph>(),
     .run = [](void* graph, const char* const* names, void* const* inputs, std::size_t count, const char* output,
               pc_engine_failure* failure) -> void* {
         return guarded(failure, "engine-run", [&] {

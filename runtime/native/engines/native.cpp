@@ -13,7 +13,13 @@
 namespace posecrafter {
 namespace {
 
-// Numbers in the host's memory, of the module's own.
+// A graph with a person's weights.
+struct Person {
+    std::string graph;
+    std::unique_ptr<cpu::Graph> own;
+};
+
+// Numbers in the host's memory, of the module's own; or a person.
 struct Tensor {
     void download(float* data, std::size_t count) const;
 
@@ -21,6 +27,7 @@ struct Tensor {
     bool whole;  // int64, not float32
     std::size_t count;
     std::shared_ptr<void> data;
+    std::unique_ptr<Person> person = nullptr;
 };
 
 struct Graph;
@@ -35,16 +42,18 @@ struct Native {
     std::unique_ptr<Tensor> upload(int type, const void* data, const Shape& shape);
 
     std::optional<cpu::Machine> machine;
-    const Graph* ran = nullptr;  // last
+    const cpu::Graph* ran = nullptr;  // last
 };
 
 struct Graph {
     std::unique_ptr<Tensor> run(const char* const* names, const std::vector<Tensor*>& tensors, const char* output);
+    std::unique_ptr<Tensor> pack(const pc_engine_weight* weights, std::size_t count);
     std::unique_ptr<Tensor> last(const std::string& output) const;
 
     Native& engine;
     std::string name;
-    std::unique_ptr<cpu::Graph> graph;
+    std::optional<cpu::Layers> shared;  // in wait of people, whose graphs share what is not theirs; or
+    std::unique_ptr<cpu::Graph> graph;  // the one that there is
     std::vector<std::string> inputs;
     std::vector<cpu::Made> made;  // by the last run
 };
@@ -68,21 +77,49 @@ Native::Native(const pc_engine_options& wanted) {
 }
 
 std::unique_ptr<Graph> Native::load(const std::string& stem) {
-    const cpu::Layers layers(stem);
-    std::unique_ptr<cpu::Graph> graph = cpu::make_graph(*machine, layers);
-    std::vector<std::string> inputs = graph->inputs();
-    return std::unique_ptr<Graph>(new Graph{*this, layers.graph(), std::move(graph), std::move(inputs), {}});
+    cpu::Layers layers(stem);
+    auto made = std::unique_ptr<Graph>(new Graph{*this, layers.graph(), {}, {}, cpu::inputs_of(layers), {}});
+    if (!layers.shared()) {
+        made->graph = cpu::make_graph(*machine, layers);
+        return made;
+    }
+    made->inputs.push_back(PC_ENGINE_PERSON);
+    made->shared.emplace(std::move(layers));
+    return made;
+}
+
+// Sizes that are counted in ints. Throws Failure.
+std::vector<int> sizes_of(const std::int64_t* shape, std::size_t rank) {
+    std::vector<int> sizes;
+    for (std::size_t i = 0; i < rank; ++i) {
+        if (shape[i] < 0 || shape[i] > INT_MAX)
+            throw Failure("engine-memory", "a tensor is too large for the engine 'native'");
+        sizes.push_back(static_cast<int>(shape[i]));
+    }
+    return sizes;
+}
+
+std::unique_ptr<Tensor> Graph::pack(const pc_engine_weight* weights, std::size_t count) {
+    if (!shared) throw Failure("engine-load", "graph '" + name + "' takes no person's weights");
+    std::vector<cpu::Weight> given;
+    for (const pc_engine_weight* weight = weights; weight != weights + count; ++weight) {
+        if (weight->type != PC_ENGINE_FLOAT32 && weight->type != PC_ENGINE_FLOAT16)
+            throw Failure("engine-load", std::string("a person's ") + weight->input + " holds no floats");
+        const bool half = weight->type == PC_ENGINE_FLOAT16;
+        given.push_back({weight->input, sizes_of(weight->shape, weight->rank), weight->data, half});
+    }
+    auto person = std::make_unique<Person>(Person{name, cpu::make_graph(*engine.machine, shared->with(given))});
+    return std::unique_ptr<Tensor>(new Tensor{{}, false, 0, nullptr, std::move(person)});
 }
 
 std::unique_ptr<Tensor> Native::upload(int type, const void* data, const Shape& shape) {
     if (type == PC_ENGINE_FLOAT16)
-        throw Failure("engine-memory", "engine 'native' takes no weights as inputs; use onnxruntime");
-    auto made = std::make_unique<Tensor>(Tensor{{}, type == PC_ENGINE_INT64, 1, nullptr});
-    for (std::int64_t size : shape) {
-        const bool fits = size >= 0 && size <= INT_MAX;
-        if (!fits || (size > 0 && made->count > SIZE_MAX / 8 / static_cast<std::size_t>(size)))
+        throw Failure("engine-memory", "engine 'native' computes with no halves; weights are packed");
+    auto made =
+        std::unique_ptr<Tensor>(new Tensor{sizes_of(shape.data(), shape.size()), type == PC_ENGINE_INT64, 1, nullptr});
+    for (int size : made->sizes) {
+        if (size > 0 && made->count > SIZE_MAX / 8 / static_cast<std::size_t>(size))
             throw Failure("engine-memory", "a tensor is too large for the engine 'native'");
-        made->sizes.push_back(static_cast<int>(size));
         made->count *= static_cast<std::size_t>(size);
     }
     const std::size_t bytes = made->count * bytes_of(type);
@@ -92,17 +129,24 @@ std::unique_ptr<Tensor> Native::upload(int type, const void* data, const Shape& 
 }
 
 std::unique_ptr<Tensor> Graph::run(const char* const* names, const std::vector<Tensor*>& tensors, const char* output) {
+    cpu::Graph* now = graph.get();
     std::vector<cpu::Given> given;
     for (const std::string& input : inputs) {
         const Tensor* found = nullptr;
         for (std::size_t i = 0; i < tensors.size() && !found; ++i)
             if (input == names[i]) found = tensors[i];
         if (!found) throw Failure("engine-run", "graph '" + name + "' is not given its input '" + input + "'");
-        given.push_back({found->sizes, found->data.get(), found->whole});
+        const bool persons = shared && input == PC_ENGINE_PERSON;
+        if (persons ? !found->person || found->person->graph != name : found->person != nullptr)
+            throw Failure("engine-run", "graph '" + name + "' is given another tensor than its input '" + input + "'");
+        if (persons)
+            now = found->person->own.get();
+        else
+            given.push_back({found->sizes, found->data.get(), found->whole});
     }
-    if (engine.ran != this) engine.machine->arena.trim();  // what another graph left idle has other sizes
-    engine.ran = this;
-    made = graph->run(*engine.machine, given);
+    if (engine.ran != now) engine.machine->arena.trim();  // what another graph left idle has other sizes
+    engine.ran = now;
+    made = now->run(*engine.machine, given);
     return last(output);
 }
 
@@ -111,7 +155,7 @@ std::unique_ptr<Tensor> Graph::last(const std::string& output) const {
         if (one.name == output) {
             std::size_t count = 1;
             for (int size : one.sizes) count *= static_cast<std::size_t>(size);
-            return std::make_unique<Tensor>(Tensor{one.sizes, false, count, one.data});
+            return std::unique_ptr<Tensor>(new Tensor{one.sizes, false, count, one.data});
         }
     throw Failure("engine-run", "graph '" + name + "' has made no output '" + output + "'");
 }

@@ -350,7 +350,7 @@ def test_a_bundle_without_layers_is_refused_with_the_cure(folder: Path) -> None:
         open_engine("native", folder)
     assert caught.value.code == "engine-load"
     assert "denoiser.layers is missing" in caught.value.message
-    assert "export it again, not shared" in caught.value.message
+    assert "exported by an older release" in caught.value.message
     assert "--engine auto takes openvino or onnxruntime" in caught.value.message
     (folder / "graphs" / "vae_decoder.layers").unlink()
     with pytest.raises(EngineError, match=r"vae_decoder.layers is missing"):
