@@ -116,22 +116,29 @@ class Network {
         return out;
     }
 
-    /* Every skip on the way down, and last the middle. add: to conv_in's output, or nullptr. */
-    std::vector<Part> down(Machine& machine, const Images& x, const Images* add, Fold fold,
-                           const Context& context) const {
-        std::vector<Part> skips;
-        if (add) check_width(add->channels, conv_in_.outputs());
-        skips.push_back({conv_in_.run(machine, x, {}, nullptr, add ? add->data() : nullptr), fold});
+    /* conv_in's output, and `add` where there is one. */
+    Part begin(Machine& machine, const Images& x, const Images& add, Fold fold) const {
+        if (add.channels) check_width(add.channels, conv_in_.outputs());
+        return {conv_in_.run(machine, x, {}, nullptr, add.channels ? add.data() : nullptr), fold};
+    }
+
+    /* Layers on the way down, the middle the last of them; each makes the next skip, or the middle's output, from the
+     * skip before. */
+    std::size_t layers() const {
+        std::size_t count = 1;
+        for (const Level& level : down_) count += level.blocks.size() + level.resize.has_value();
+        return count;
+    }
+
+    Part next(Machine& machine, std::size_t layer, const Part& skip, const Context& context) const {
         for (const Level& level : down_) {
-            for (std::size_t index = 0; index < level.blocks.size(); ++index)
-                skips.push_back(level.layer(machine, index, skips.back().images, skips.back().fold, context));
-            if (level.resize) skips.push_back({level.resize->run(machine, skips.back().images), skips.back().fold});
+            if (layer < level.blocks.size()) return level.layer(machine, layer, skip.images, skip.fold, context);
+            layer -= level.blocks.size();
+            if (level.resize && layer-- == 0) return {level.resize->run(machine, skip.images), skip.fold};
         }
-        const Part& last = skips.back();
-        Images y = middle1_.run(machine, last.images, context.time, fold.frames);
-        y = across_.run(machine, y, context.text, last.fold);
-        skips.push_back({middle2_.run(machine, y, context.time, fold.frames), fold.done()});
-        return skips;
+        Images y = middle1_.run(machine, skip.images, context.time, skip.fold.frames);
+        y = across_.run(machine, y, context.text, skip.fold);
+        return {middle2_.run(machine, y, context.time, skip.fold.frames), skip.fold.done()};
     }
 
   private:
@@ -156,6 +163,8 @@ class Denoiser : public Graph {
             residuals_.emplace_back(machine, layers,
                                     std::vector{"controlnet.controlnet_down_blocks." + std::to_string(index)});
         residuals_.emplace_back(machine, layers, std::vector<std::string>{"controlnet.controlnet_mid_block"});
+        if (residuals_.size() != unet_.layers() + 1)
+            throw LayersError("ControlNet and UNet have different skips; export the bundle again");
         for (int index = 0; index < size_.levels; ++index) {
             const std::string own = "unet.up_blocks." + std::to_string(index);
             up_.emplace_back(machine, layers, own, size_, size_.levels - 1 - index, size_.layers + 1);
@@ -195,24 +204,30 @@ class Denoiser : public Graph {
     }
 
   private:
-    /* The UNet's skips and middle with ControlNet's residuals added, `scale` times. */
+    /* The UNet's skips and middle with ControlNet's residuals added, `scale` times. The networks go down side by side,
+     * so that of ControlNet nothing is kept. */
     std::vector<Part> controlled(Machine& machine, const Images& x, const Given& pose, Fold fold,
                                  const Context& context, const Context& of_control, float scale) const {
-        const Images features = from_planar(machine, pose);
-        std::vector<Part> control = control_.down(machine, x, &features, fold, of_control);
-        std::vector<Part> skips = unet_.down(machine, x, nullptr, fold, context);
-        if (control.size() != residuals_.size() || skips.size() != control.size())
-            throw LayersError("ControlNet and UNet have different skips; export the bundle again");
-        for (std::size_t index = 0; index < skips.size(); ++index) {
-            const Images& skip = skips[index].images;
-            check_width(control[index].images.channels, residuals_[index].inputs());
-            check_width(skip.channels, residuals_[index].outputs());
-            Product product = residuals_[index].product(control[index].images.data(), skip.data());
-            product.factor = scale, product.add = skip.data();
-            machine.by_rows(skip.rows(), 96, [&](int begin, int end, int) { machine.k.multiply(product, begin, end); });
-            control[index].images = {};
+        std::vector<Part> skips;
+        skips.push_back(unet_.begin(machine, x, {}, fold));
+        Part control = control_.begin(machine, x, from_planar(machine, pose), fold);
+        for (std::size_t layer = 0; layer < unet_.layers(); ++layer) {
+            Part below = unet_.next(machine, layer, skips.back(), context);
+            Part below_control = control_.next(machine, layer, control, of_control);
+            add_residual(machine, residuals_[layer], control.images, skips.back().images, scale);
+            skips.push_back(std::move(below)), control = std::move(below_control);
         }
+        add_residual(machine, residuals_.back(), control.images, skips.back().images, scale);
         return skips;
+    }
+
+    static void add_residual(Machine& machine, const Linear& layer, const Images& control, const Images& skip,
+                             float scale) {
+        check_width(control.channels, layer.inputs());
+        check_width(skip.channels, layer.outputs());
+        Product product = layer.product(control.data(), skip.data());
+        product.factor = scale, product.add = skip.data();
+        machine.by_rows(skip.rows(), 96, [&](int begin, int end, int) { machine.k.multiply(product, begin, end); });
     }
 
     /* From the middle, the last of `skips`, back up: eps of every prompt, [B*F, h, w, L]. */
