@@ -58,6 +58,7 @@ void run(const std::string& bundle, Words words) {
     posecrafter::Request request(poses);
     request.reference = static_cast<std::int32_t>(number("reference", PC_DEFAULT));
     request.steps = static_cast<std::int32_t>(number("steps", PC_DEFAULT));
+    request.sampling_steps = static_cast<std::int32_t>(number("sampling_steps", PC_DEFAULT));
     request.guidance = number("guidance", PC_DEFAULT);
     request.control_scale = number("control_scale", PC_DEFAULT);
     request.inversion = static_cast<std::int32_t>(number("inversion", PC_INVERT_REFERENCE));

@@ -97,6 +97,7 @@ def test_the_host_writes_png_files_and_latencies(
         ("usage", ["--colour", "red"]),
         ("usage", ["--steps", "many"]),
         ("steps-range", ["--steps", "0"]),
+        ("sampling-steps-range", ["--steps", "2", "--sampling-steps", "3"]),
         ("inversion", ["--inversion", "upside-down"]),
         ("engine-unknown", ["--engine", "abacus"]),
         ("engine-missing", ["--engine", "onnxruntime", "--engine-library", "/nowhere.so"]),

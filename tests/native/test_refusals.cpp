@@ -100,6 +100,8 @@ void ranges(Fixture& f) {
     };
     refused("steps-range", [](pc_request& r) { r.steps = 0; });
     refused("steps-range", [](pc_request& r) { r.steps = 1001; });
+    for (const int count : {0, -2, 5, 1001})
+        refused("sampling-steps-range", [=](pc_request& r) { r.sampling_steps = count; });
     refused("inversion-iterations-range", [](pc_request& r) { r.inversion_iterations = 0; });
     refused("inversion-iterations-range", [](pc_request& r) { r.inversion_iterations = 17; });
     refused("keep_mean", [](pc_request& r) { r.keep_mean = 2; });

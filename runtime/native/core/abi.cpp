@@ -163,6 +163,7 @@ posecrafter::Request request_of(const pc_request& given) {
     request.prompt = given.prompt;
     request.negative = given.negative_prompt;
     request.steps = unless_default(given.steps);
+    request.sampling_steps = unless_default(given.sampling_steps);
     request.guidance = unless_default(given.guidance);
     request.control_scale = unless_default(given.control_scale);
     constexpr posecrafter::Inversion inversions[] = {posecrafter::Inversion::reference, posecrafter::Inversion::target,
@@ -267,7 +268,8 @@ pc_status pc_describe(pc_session* session, pc_description* description) {
                m.pose_style.c_str(),
                m.prompt.c_str(),
                session->engine.c_str(),
-               session->device.c_str()};
+               session->device.c_str(),
+               m.sampling_steps};
         std::memcpy(description, &out, std::min<std::size_t>(size, sizeof out));
     });
 }

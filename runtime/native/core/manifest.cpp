@@ -60,6 +60,9 @@ void read_defaults(const Json& object, const std::string& where, Manifest& out) 
     if (fields.has("inversion_iterations"))
         out.inversion_iterations = static_cast<int>(fields.whole("inversion_iterations", 1, most_iterations));
     if (fields.has("keep_mean")) out.keep_mean = fields.flag("keep_mean");
+    if (fields.has("sampling_steps"))
+        out.sampling_steps = static_cast<int>(fields.whole("sampling_steps", 0, largest_count));
+    if (out.sampling_steps == 0) out.sampling_steps = out.steps;
     fields.done();
 }
 

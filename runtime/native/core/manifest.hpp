@@ -39,6 +39,7 @@ struct Manifest {
     double guidance = 0, control_scale = 0, fps = 0;
     int inversion_iterations = 1;  // older manifests do not tell, nor
     bool keep_mean = false;
+    int sampling_steps = 0;  // as many as steps where a manifest says 0 or nothing
     int training_frames = 0, network_width = 0;
     Schedule schedule;
     std::map<std::string, InputShapes> shared;  // graph -> inputs that are a person's; of the kind "shared"

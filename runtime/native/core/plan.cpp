@@ -125,7 +125,7 @@ std::uint64_t count_evaluations(const Plan& plan, int steps) {
                                    : plan.inversion == Inversion::target ? passes
                                                                          : 1;
     const auto iterations = static_cast<std::uint64_t>(plan.inversion_iterations);
-    return std::uint64_t(steps) * (iterations * inverted + plan.weights.size() * passes);
+    return std::uint64_t(steps) * iterations * inverted + plan.sampling_steps.size() * plan.weights.size() * passes;
 }
 
 // The chosen training frame, or the nearest. A chosen one that shares no key point has no distance: refused too.
@@ -170,7 +170,8 @@ Plan make_plan(const Request& request, const Bundle& bundle) {
     plan.inversion = request.inversion;
     plan.inversion_iterations = request.inversion_iterations.value_or(m.inversion_iterations);
     if (request.inversion != Inversion::none) plan.inversion_steps = m.schedule.inversion(steps);
-    plan.sampling_steps = m.schedule.sampling(steps);
+    plan.sampling_steps =
+        m.schedule.sampling(steps, request.sampling_steps.value_or(request.steps.value_or(m.sampling_steps)));
     plan.control_scale = request.control_scale.value_or(m.control_scale);
     plan.warp = request.warp;
     plan.keep_mean = request.keep_mean.value_or(m.keep_mean);

@@ -10,7 +10,7 @@ using Json = nlohmann::ordered_json;
 
 Json steps_of(const std::vector<Step>& steps) {
     Json out = Json::array();
-    for (const Step& step : steps) out.push_back({step.timestep, step.a, step.b});
+    for (const Step& step : steps) out.push_back({step.timestep, step.a, step.b, step.c});
     return out;
 }
 

@@ -16,6 +16,8 @@ void Request::check() const {
         refuse("reference-missing", "control images alone do not choose a training frame; give its index as reference");
     if (steps && (*steps < 1 || *steps > 1000))
         refuse("steps-range", text("steps is ", *steps, "; it must be between 1 and 1000"));
+    if (sampling_steps && (*sampling_steps < 1 || *sampling_steps > 1000))
+        refuse("sampling-steps-range", text("sampling_steps is ", *sampling_steps, "; it must be between 1 and 1000"));
     if (guidance && !(*guidance >= 0 && *guidance <= 50))
         refuse("guidance-range", text("guidance is ", *guidance, "; it must be between 0 and 50"));
     if (control_scale && !(*control_scale >= 0 && *control_scale <= 4))

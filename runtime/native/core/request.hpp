@@ -35,6 +35,7 @@ struct Request {
     const float* prompt = nullptr;         // [T, D] in place of the trained prompt's embedding; borrowed
     const float* negative = nullptr;       // [T, D] in place of the empty prompt's; borrowed
     std::optional<int> steps;
+    std::optional<int> sampling_steps;  // not given: as many as steps, where those are
     std::optional<double> guidance, control_scale;
     Inversion inversion = Inversion::reference;
     std::optional<int> inversion_iterations;  // evaluations of an inverse step

@@ -41,15 +41,35 @@ std::vector<int> Schedule::timesteps(int steps) const {
     return out;
 }
 
-std::vector<Step> Schedule::sampling(int steps) const {
-    std::vector<Step> out = inversion(steps);
-    std::reverse(out.begin(), out.end());
+double Schedule::level(const std::vector<double>& levels, int t) const {
+    if (t >= 0) return levels[static_cast<std::size_t>(t)];
+    return set_alpha_to_one ? 1.0 : levels.front();
+}
+
+std::vector<Step> Schedule::sampling(int steps, int count) const {
+    const auto times = timesteps(steps);
+    if (count < 1 || count > steps)
+        throw Error(Kind::request, "sampling-steps-range",
+                    text("sampling_steps is ", count, "; it must be between 1 and ", steps, ", the inverse steps"));
     const auto levels = alphas_cumprod();
-    const double clean = set_alpha_to_one ? 1.0 : levels.front();
-    for (Step& step : out) {
-        const int end = step.timestep - train_steps / steps;
-        step = step_between(step.timestep, levels[static_cast<std::size_t>(step.timestep)],
-                            end >= 0 ? levels[static_cast<std::size_t>(end)] : clean);
+    const int stride = train_steps / steps;
+    std::vector<Step> out;
+    if (count == steps) {
+        for (auto t = times.rbegin(); t != times.rend(); ++t)
+            out.push_back(step_between(*t, level(levels, *t), level(levels, *t - stride)));
+        return out;
+    }
+    const std::int64_t top = times.back(), length = top - (times.front() - stride);
+    const auto knot = [&](std::int64_t i) { return static_cast<int>(top - (i * length + count / 2) / count); };
+    // DDIM takes eps for constant over rho; a line through this eps and the last one's, integrated over rho, adds c.
+    double before = 0;
+    for (int i = 0; i < count; ++i) {
+        const double from = level(levels, knot(i)), to = level(levels, knot(i + 1));
+        const double change = std::sqrt((1.0 - to) / to) - std::sqrt((1.0 - from) / from);
+        Step step = step_between(knot(i), from, to);
+        if (i > 0) step.c = step.b * change / (2 * before);
+        out.push_back(step);
+        before = change;
     }
     return out;
 }
@@ -57,13 +77,8 @@ std::vector<Step> Schedule::sampling(int steps) const {
 std::vector<Step> Schedule::inversion(int steps) const {
     const auto times = timesteps(steps);
     const auto levels = alphas_cumprod();
-    const double clean = set_alpha_to_one ? 1.0 : levels.front();
     std::vector<Step> out;
-    for (const int t : times) {
-        const int start = t - train_steps / steps;
-        out.push_back(step_between(t, start >= 0 ? levels[static_cast<std::size_t>(start)] : clean,
-                                   levels[static_cast<std::size_t>(t)]));
-    }
+    for (const int t : times) out.push_back(step_between(t, level(levels, t - train_steps / steps), level(levels, t)));
     return out;
 }
 

@@ -24,6 +24,16 @@ std::vector<float> repeat(const std::vector<float>& one, int times) {
     return out;
 }
 
+// y = a x + b eps, as the network returned it: x <- y + c (eps - before), and before <- eps.
+void extrapolate(std::vector<float>& x, const std::vector<float>& y, std::vector<float>& before, const Step& step) {
+    const auto a = static_cast<float>(step.a), b = static_cast<float>(step.b), c = static_cast<float>(step.c);
+    for (std::size_t i = 0; i < x.size(); ++i) {
+        const float eps = (y[i] - a * x[i]) / b;
+        x[i] = c == 0 ? y[i] : y[i] + c * (eps - before[i]);
+        before[i] = eps;
+    }
+}
+
 }  // namespace
 
 Session::Session(const std::filesystem::path& folder, const EngineOptions& options)
@@ -166,7 +176,7 @@ Tensor Session::denoise(const Tensor& x, const Step& step, const Pass& pass, con
 }
 
 // The one loop: x <- a x + b eps(x, t), with eps = sum_b weight_b eps_b, in place. x: [F, L, h, w]. More than one
-// iteration look for the fixed point y = a x + b eps(y, t) instead.
+// iteration look for the fixed point y = a x + b eps(y, t) instead. Steps with a c add c times what eps changed by.
 void Session::solve(std::vector<float>& x, int frames, const std::vector<Step>& steps, int iterations, const Pass& pass,
                     const char* stage, const Progress& progress) {
     const int total = static_cast<int>(steps.size());
@@ -175,7 +185,8 @@ void Session::solve(std::vector<float>& x, int frames, const std::vector<Step>& 
                               values.data());
     };
     Tensor state = uploaded(x);
-    std::vector<float> next(iterations > 1 ? x.size() : 0);
+    const bool multistep = std::any_of(steps.begin(), steps.end(), [](const Step& step) { return step.c != 0; });
+    std::vector<float> next(iterations > 1 || multistep ? x.size() : 0), before(multistep ? x.size() : 0);
     tell(progress, stage, 0, total);
     for (int done = 1; const Step& step : steps) {
         state = denoise(state, step, pass, "x_next");
@@ -186,7 +197,13 @@ void Session::solve(std::vector<float>& x, int frames, const std::vector<Step>& 
                            [a, b](float start, float eps) { return a * start + b * eps; });
             state = uploaded(next);
         }
-        engine_.download(state, x.data(), x.size());
+        if (multistep) {
+            engine_.download(state, next.data(), next.size());
+            extrapolate(x, next, before, step);
+            if (step.c != 0) state = uploaded(x);
+        } else {
+            engine_.download(state, x.data(), x.size());
+        }
         if (!std::all_of(x.begin(), x.end(), [](float value) { return std::isfinite(value); }))
             throw Error(Kind::engine, "nan-latents",
                         text("the latents are not finite after ", stage, " step ", done, " of ", total, " (timestep ",

@@ -19,8 +19,8 @@ namespace {
 
 constexpr const char* usage =
     "posecrafter-host BUNDLE POSES [--out FOLDER | FILE.mp4 | FILE.rgb] [--engine NAME] [--engine-library PATH]\n"
-    "    [--device NAME] [--precision fp32|bf16] [--threads N] [--steps N] [--guidance G] [--inversion "
-    "reference|target|none] [--seed N]\n"
+    "    [--device NAME] [--precision fp32|bf16] [--threads N] [--steps N] [--sampling-steps N] [--guidance G]\n"
+    "    [--inversion reference|target|none] [--seed N]\n"
     "    [--person NAME|FOLDER] [--window N] [--decode-chunk N] [--repeat N]\n"
     "BUNDLE comes from `posecrafter export`, POSES is OpenPose JSON: a file, or a folder with a file for each frame.\n"
     "--out FOLDER writes PNG files, FILE.mp4 goes through ffmpeg, FILE.rgb is raw [M, H, W, 3].\n"
@@ -41,8 +41,9 @@ double milliseconds_since(Clock::time_point start) {
 
 Words read_words(int count, char** values) {
     static const std::vector<std::string> known = {
-        "--out",      "--engine",    "--engine-library", "--device", "--precision", "--threads",      "--steps",
-        "--guidance", "--inversion", "--seed",           "--person", "--window",    "--decode-chunk", "--repeat"};
+        "--out",     "--engine", "--engine-library", "--device",       "--precision",
+        "--threads", "--steps",  "--sampling-steps", "--guidance",     "--inversion",
+        "--seed",    "--person", "--window",         "--decode-chunk", "--repeat"};
     Words words;
     for (int i = 1; i < count; ++i) {
         const std::string word = values[i];
@@ -86,6 +87,7 @@ int show(void*, const char* stage, std::int32_t done, std::int32_t total) {
 posecrafter::Request make_request(const Words& words, const posecrafter::Poses& poses) {
     posecrafter::Request request(poses);
     set(words, "--steps", request.steps);
+    set(words, "--sampling-steps", request.sampling_steps);
     set(words, "--guidance", request.guidance);
     set(words, "--seed", request.seed);
     set(words, "--window", request.window);

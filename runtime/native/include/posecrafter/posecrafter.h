@@ -127,6 +127,7 @@ typedef struct pc_description {
     const char* pose_style;      /* "v1.1", "v1.0", "v1.1-small" */
     const char* prompt;          /* the one that the person was tuned with */
     const char *engine, *device; /* what the session runs on */
+    int32_t sampling_steps;      /* default of a request that gives no steps either; never 0 */
 } pc_description;
 
 static inline void pc_description_init(pc_description* description) {
@@ -186,7 +187,8 @@ typedef struct pc_request {
     const uint8_t* control_images; /* ready pose maps [M, H, W, 3] RGB at the bundle's size in place of drawn ones */
     int32_t reference;             /* index of the training frame; PC_DEFAULT: the nearest to the poses. Must be given
                                       where there are only control images, which can neither be compared nor edited */
-    int32_t steps;                 /* 1..1000 solver steps, for inversion and for sampling; or PC_DEFAULT */
+    int32_t steps;                 /* 1..1000 solver steps, for inversion and, where sampling_steps says nothing, for
+                                      sampling; or PC_DEFAULT */
     double guidance;               /* 0..50, or PC_DEFAULT; 1 evaluates one prompt only */
     double control_scale;          /* 0..4, or PC_DEFAULT */
     const float* prompt;           /* text embedding [T, D] in place of the trained prompt's; NULL: the stored one */
@@ -211,6 +213,8 @@ typedef struct pc_request {
                                      further one brings the inversion nearer to the path that sampling takes back */
     int32_t keep_mean;            /* 1, 0 or PC_DEFAULT: whether a frame's latents keep their mean, and with it the
                                      picture its colours, where regions are moved; 0 is the published editing */
+    int32_t sampling_steps;       /* solver steps of sampling, 1..steps, or PC_DEFAULT; fewer than `steps` are taken by
+                                     a solver of second order */
 } pc_request;
 
 static inline void pc_request_init(pc_request* request) {
@@ -218,7 +222,7 @@ static inline void pc_request_init(pc_request* request) {
     *request = empty;
     request->struct_size = (uint32_t)sizeof *request;
     request->reference = request->steps = request->window = request->inversion_iterations = PC_DEFAULT;
-    request->keep_mean = PC_DEFAULT;
+    request->keep_mean = request->sampling_steps = PC_DEFAULT;
     request->guidance = request->control_scale = PC_DEFAULT;
     request->edit = PC_ALL_REGIONS;
     request->decode_chunk = 8;
@@ -236,12 +240,12 @@ typedef struct pc_plan_summary {
     int32_t windows;       /* passes */
     uint64_t evaluations;  /* frame evaluations of the network: a pass over F frames and B prompts counts F * B */
     uint64_t memory;       /* estimated peak bytes of a pass */
-    const char* json;      /* everything: sizes, windows, warnings, every step (t, a, b), every motion */
+    const char* json;      /* everything: sizes, windows, warnings, every step (t, a, b, c), every motion */
 } pc_plan_summary;
 
-/* Codes: those of a request's ranges ("steps-range", "guidance-range", "window-range", "memory-budget", ...),
- * "poses-empty", "poses-not-finite", "no-common-key-points", "null-argument", "session-busy". Given to pc_planned_free.
- */
+/* Codes: those of a request's ranges ("steps-range", "sampling-steps-range", "guidance-range", "window-range",
+ * "memory-budget", ...), "poses-empty", "poses-not-finite", "no-common-key-points", "null-argument", "session-busy".
+ * Given to pc_planned_free. */
 PC_API pc_status pc_plan(pc_session* session, const pc_request* request, pc_planned** plan);
 
 /* Fill *summary; its text is valid until the plan is freed. */
