@@ -89,12 +89,13 @@ class Schedule:
         times = self._timesteps(steps)
         if count is None or count == steps:
             return tuple(self._step(t, start=t, end=t - self._stride(steps)) for t in reversed(times))
-        if not 1 <= count <= steps:
+        top, end = times[-1], times[0] - self._stride(steps)
+        most = min(steps, top - end)  # where the last timesteps are one and the same, fewer levels lie between
+        if not 1 <= count <= most:
             raise RequestError(
                 "sampling-steps-range",
-                f"sampling_steps is {count}; it must be between 1 and {steps}, the inverse steps",
+                f"sampling_steps is {count}; it must be between 1 and {most}, the inverse steps",
             )
-        top, end = times[-1], times[0] - self._stride(steps)
         knots = [top - (i * (top - end) + count // 2) // count for i in range(count + 1)]
         return tuple(self._second_order(knots))
 

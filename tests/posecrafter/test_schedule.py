@@ -101,6 +101,14 @@ def test_a_count_of_sampling_steps_out_of_range_is_refused(count: int) -> None:
     assert "between 1 and 25" in caught.value.message
 
 
+def test_more_sampling_steps_than_there_are_levels_between_are_refused() -> None:
+    schedule = Schedule(steps_offset=2)  # of 1000 steps the last two see the last timestep
+    assert len(schedule.sampling(1000, 998)) == 998
+    with pytest.raises(RequestError) as caught:
+        schedule.sampling(1000, 999)
+    assert caught.value.code == "sampling-steps-range"
+
+
 @pytest.mark.parametrize("steps", [0, -1, 1001])
 def test_steps_out_of_range_are_refused(steps: int) -> None:
     with pytest.raises(RequestError) as caught:

@@ -48,9 +48,6 @@ double Schedule::level(const std::vector<double>& levels, int t) const {
 
 std::vector<Step> Schedule::sampling(int steps, int count) const {
     const auto times = timesteps(steps);
-    if (count < 1 || count > steps)
-        throw Error(Kind::request, "sampling-steps-range",
-                    text("sampling_steps is ", count, "; it must be between 1 and ", steps, ", the inverse steps"));
     const auto levels = alphas_cumprod();
     const int stride = train_steps / steps;
     std::vector<Step> out;
@@ -60,6 +57,10 @@ std::vector<Step> Schedule::sampling(int steps, int count) const {
         return out;
     }
     const std::int64_t top = times.back(), length = top - (times.front() - stride);
+    // Where the last timesteps are one and the same, fewer levels lie between.
+    if (const auto most = std::min<std::int64_t>(steps, length); count < 1 || count > most)
+        throw Error(Kind::request, "sampling-steps-range",
+                    text("sampling_steps is ", count, "; it must be between 1 and ", most, ", the inverse steps"));
     const auto knot = [&](std::int64_t i) { return static_cast<int>(top - (i * length + count / 2) / count); };
     // DDIM takes eps for constant over rho; a line through this eps and the last one's, integrated over rho, adds c.
     double before = 0;
