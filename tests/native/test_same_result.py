@@ -41,12 +41,14 @@ TINY = {
     "nine frames in windows, no guidance": Case(9, True, {"window": 4, "guidance": 1.0, "edit": ("left_hand",)}),
     "one frame, inverted in three iterations": Case(1, True, {"inversion_iterations": 3}),
     "nine frames that keep their means": Case(9, True, {"keep_mean": True}),
+    "nine frames in fewer steps of sampling": Case(9, True, {"steps": 9, "sampling_steps": 4}),
     "17 frames from noise": Case(17, True, {"inversion": None, "seed": 7, "steps": 3, "control_scale": 0.5}),
 }
 POCKET = {
     "one frame": Case(1, True, {"steps": 4, "guidance": 3.0}),
     "nine frames": Case(9, True, {"steps": 3}, "eve"),
     "nine frames, every copy inverted": Case(9, True, {"steps": 2, "inversion": "target", "warp": "bilinear"}),
+    "nine frames, sampled in fewer steps as the bundle says": Case(9, True, {}),
     "nine frames edited as published": Case(9, True, {"steps": 2, "keep_mean": False}),
     "17 frames, body alone": Case(17, False, {"steps": 2, "decode_chunk": 5}, "eve"),
     "17 frames, body alone, every copy inverted": Case(17, False, {"steps": 2, "inversion": "target"}, "eve"),
@@ -96,7 +98,7 @@ def assert_same_plan(plan: Plan, other: dict[str, Any]) -> None:
             assert other[name] == summary[name], name
     for stage, steps in (("inversion", plan.inversion_steps), ("sampling", plan.sampling_steps)):
         expected = np.array([(step.timestep, step.a, step.b, step.c) for step in steps]).reshape(-1, 4)
-        np.testing.assert_allclose(np.array(other["steps"][stage]).reshape(-1, 3), expected, rtol=1e-13, atol=1e-15)
+        np.testing.assert_allclose(np.array(other["steps"][stage]).reshape(-1, 4), expected, rtol=1e-13, atol=1e-15)
     assert [list(motions) for motions in plan.motions] == [list(motions) for motions in other["motions"]]
     for motions, others in zip(plan.motions, other["motions"], strict=True):
         for region, motion in motions.items():
