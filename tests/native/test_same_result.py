@@ -199,9 +199,10 @@ def test_the_native_engine_renders_a_shared_bundles_people_as_onnx_runtime_does_
     )
 
 
-def test_the_native_engine_renders_full_and_low_rank_people_in_half_precision_the_same(
+def test_one_build_of_the_native_engine_renders_full_and_low_rank_people_of_half_weights_the_same(
     native: Any, half_network: Path, tmp_path: Path
 ) -> None:
+    """Two compilers' builds differ by as much as two engines do, so this is not for one with sanitizers."""
     poses, people = half_network / "person/poses.json", ["", "d", "b", "d"]
     others = native.render_people(people, half_network, poses, tmp_path / "native", "native", threads=1, steps=2)
     with Session.open(half_network, engine="native", threads=1) as session:
