@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import weakref
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,12 +73,12 @@ def count_held(variant: str, size: Size, dtype: torch.dtype = torch.float16) -> 
         return Held(sum(x.untyped_storage().nbytes() for x in weights), live.peak)
 
 
-def table(count: Callable[[str, Size], Held] = count_held) -> str:
+def table() -> str:
     """GiB of weights and step at Stable Diffusion 1.5's size, 512x512, two prompts, fp16."""
     lines = ["frames  published (weights + step)   kernels   ratio"]
     for frames in (9, 17, 33, 101):
         size = dataclasses.replace(SD15, frames=frames - 1)
-        theirs, ours = count("published", size), count("kernels", size)
+        theirs, ours = count_held("published", size), count_held("kernels", size)
         cells = (f"{x.both / 2**30:.2f} ({x.weights / 2**30:.2f} + {x.step / 2**30:.2f})" for x in (theirs, ours))
         lines.append(f"{frames:6}  {'   '.join(cells)}   {ours.both / theirs.both:.2f}")
     return "\n".join(lines)

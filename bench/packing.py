@@ -36,7 +36,7 @@ def write_index(folder: Path, shared: bool) -> None:
     from posecrafter.bench.large import SD15
     from posecrafter.export.export import ExportOptions, exported_copy
     from posecrafter.export.graphs import Graph, Step
-    from posecrafter.export.layers import ALIGNED, numbers_of, tensors_of
+    from posecrafter.export.layers import ALIGNED, header_of, tensors_of
     from posecrafter.export.shared import personal_names
     from posecrafter.finetune.network import VideoControlNet, VideoDenoiser, VideoUNet
     from posecrafter.finetune.trainable import trained_names
@@ -47,9 +47,7 @@ def write_index(folder: Path, shared: bool) -> None:
         module = exported_copy(Step(denoiser), ExportOptions(), doubles=True)
     graph = Graph("denoiser", module, {}, {})
     personal = personal_names(graph, module, trained) if shared else {}
-    lines = ["posecrafter layers 1", "graph denoiser"]
-    lines += [f"number {name} {value!r}" for name, value in numbers_of(graph).items()]
-    end, sizes = 0, []
+    lines, end, sizes = [], 0, []
     for key, (name, tensor) in tensors_of(graph).items():
         told = f"{tensor.ndim} {' '.join(map(str, tensor.shape))}"
         if key in personal:
@@ -60,11 +58,10 @@ def write_index(folder: Path, shared: bool) -> None:
         )
         sizes.append(tensor.numel())
         end += 4 * tensor.numel() + -4 * tensor.numel() % ALIGNED
-    header = "\n".join([*lines, "data"]).encode()
     (folder / "graphs").mkdir(parents=True)
     pool = 0.02 * np.random.default_rng(0).standard_normal(POOL, np.float32)
     with (folder / "graphs" / "denoiser.layers").open("wb") as file:
-        file.write(header + b" " * (-(len(header) + 1) % ALIGNED) + b"\n")
+        file.write(header_of(graph, lines))
         for size in sizes:
             for start in range(0, size, POOL):
                 file.write(pool[: min(POOL, size - start)].tobytes())
@@ -108,7 +105,7 @@ class _Clock:
 
     def figures(self) -> dict[str, float]:
         now, used = time.perf_counter() - self._start, time.process_time() - self._used
-        return {"seconds": round(now, 3), "cpu_seconds": round(used, 3)}
+        return {"seconds": float(f"{now:.4g}"), "cpu_seconds": float(f"{used:.4g}")}
 
 
 def record(folder: Path, case: str, threads: int) -> dict[str, Any]:

@@ -17,7 +17,7 @@ person's: he brings it under the name of the graph's input.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -60,8 +60,7 @@ def save_layers(graph: Graph, folder: Path, personal: Collection[str] = ()) -> N
     there = _external(folder / f"{graph.name}.onnx")
     own: list[NDArray[Any]] = []
     end = 0
-    lines = ["posecrafter layers 1", f"graph {graph.name}"]
-    lines += [f"number {name} {value!r}" for name, value in numbers_of(graph).items()]
+    lines = []
     for key, (name, tensor) in tensors_of(graph).items():
         array = tensor.detach().cpu().contiguous().numpy()
         sizes = [str(array.ndim), *map(str, array.shape)]
@@ -75,16 +74,17 @@ def save_layers(graph: Graph, folder: Path, personal: Collection[str] = ()) -> N
             own.append(array)
         where = f"{file} {offset} {array.nbytes} {order}"
         lines.append(" ".join(["tensor", name, _WORDS[array.dtype.name], where, *sizes]))
-    header = "\n".join([*lines, "data"]).encode()
     with (folder / f"{graph.name}.layers").open("wb") as written:
-        written.write(header + b" " * (-(len(header) + 1) % ALIGNED) + b"\n")
+        written.write(header_of(graph, lines))
         for array in own:
             written.write(array.tobytes() + bytes(-array.nbytes % ALIGNED))
 
 
-def numbers_of(graph: Graph) -> Numbers:
-    """What a layer's tensors do not tell by their sizes, and what an engine would have to count."""
-    return _NUMBERS[graph.name](graph.module)
+def header_of(graph: Graph, lines: Iterable[str]) -> bytes:
+    """The file until its data: format, graph, what its tensors do not tell by their sizes, and a line a tensor."""
+    numbers = (f"number {name} {value!r}" for name, value in _NUMBERS[graph.name](graph.module).items())
+    header = "\n".join(["posecrafter layers 1", f"graph {graph.name}", *numbers, *lines, "data"]).encode()
+    return header + b" " * (-(len(header) + 1) % ALIGNED) + b"\n"
 
 
 def _described(module: nn.Module) -> bool:
