@@ -16,6 +16,7 @@ from torch import Tensor
 
 from posecrafter.errors import BaseModelError
 from posecrafter.files import sha256_of
+from posecrafter.finetune.discriminator import Discriminator
 from posecrafter.finetune.network import VideoControlNet, VideoDenoiser, VideoUNet
 from posecrafter.finetune.sources import (
     COMPONENTS,
@@ -49,7 +50,8 @@ class Defaults:
     sampling_steps (ours; 1, False and 0, as many as steps, are the published inversion, editing and sampling).
     Fine-tuning: optimizer, learning_rate, lr_schedule,
     loss_weighting, signal_leak, train_steps, train_seconds (fewer steps where they would take longer; 0 is no limit),
-    train (the scope), window (frames of one pass), adapt_decoder (steps; ours, 0 is off).
+    train (the scope), window (frames of one pass), adapt_decoder (steps; ours, 0 is off), discriminator_weight (in
+    these; 0 is off).
     """
 
     width: int = 512
@@ -70,6 +72,7 @@ class Defaults:
     train: Scope = "method"
     window: int = 8
     adapt_decoder: int = 0
+    discriminator_weight: float = 0.0
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], path: Path) -> Self:
@@ -98,13 +101,17 @@ class Defaults:
 
 @dataclass(frozen=True)
 class Base:
-    """A loaded base. Networks are in evaluation mode on `device`, in `dtype`; nothing requires gradients."""
+    """A loaded base. Networks are in evaluation mode on `device`, in `dtype`; nothing requires gradients.
+
+    discriminator: for tuning the decoder, in fp32; None where the base's folder has none.
+    """
 
     source: str
     controlnet: str | None
     sha256: str
     denoiser: VideoDenoiser
     vae: AutoencoderKL
+    discriminator: Discriminator | None
     text_encoder: CLIPTextModel
     tokenizer: CLIPTokenizer
     schedule: Schedule
@@ -169,7 +176,8 @@ def load_base(
     control = _load_network(VideoControlNet, "controlnet", folders["controlnet"], dtype)
     vae, text_encoder, tokenizer = _load_library_models(folders, dtype)
     _check_sizes(unet, control, vae, text_encoder, tokenizer)
-    for module in (unet, control, vae, text_encoder):
+    discriminator = Discriminator.load(folders["unet"].parent)
+    for module in (unet, control, vae, text_encoder, *([discriminator] if discriminator else [])):
         module.requires_grad_(False).eval().to(device=device)
     return Base(
         source=str(source),
@@ -177,6 +185,7 @@ def load_base(
         sha256=_fingerprint(folders),
         denoiser=VideoDenoiser(unet, control),
         vae=vae,
+        discriminator=discriminator,
         text_encoder=text_encoder,
         tokenizer=tokenizer,
         schedule=Schedule.from_config(read_config(folders["scheduler"] / "scheduler_config.json")),

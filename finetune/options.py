@@ -33,6 +33,7 @@ class FinetuneOptions:
     precision: of the network's arithmetic and, in bf16, of Muon's products; weights in training, loss and moments stay
     fp32. save_every: steps between checkpoints. max_seconds: of training; where `steps` take longer, as many as fit,
     and the learning rate falls with those. adapt_decoder: steps of tuning the autoencoder's decoder afterwards.
+    discriminator_weight: in these, the gradient of the base's discriminator in shares of the error's; 0 is without.
     """
 
     optimizer: Optimizer = "adamw"
@@ -55,6 +56,7 @@ class FinetuneOptions:
     height: int = 512
     prompt: str = ""
     adapt_decoder: int = 0
+    discriminator_weight: float = 0.0
 
     def __post_init__(self) -> None:
         """Raises: TrainingError "size-not-divisible", "options-range", "options-conflict"."""
@@ -67,8 +69,10 @@ class FinetuneOptions:
             value = getattr(self, name)
             if value is not None and not (value > 0 and math.isfinite(value)):
                 raise TrainingError("options-range", f"{name} is {value}; it must be above 0")
-        if self.weight_decay < 0 or not math.isfinite(self.weight_decay):
-            raise TrainingError("options-range", f"weight_decay is {self.weight_decay}; it must be at least 0")
+        for name in ("weight_decay", "discriminator_weight"):
+            value = getattr(self, name)
+            if value < 0 or not math.isfinite(value):
+                raise TrainingError("options-range", f"{name} is {value}; it must be at least 0")
         if self.lora_rank is not None and self.lora_rank < 1:
             raise TrainingError("options-range", f"lora_rank is {self.lora_rank}; it must be at least 1")
         if self.lora_rank is not None and self.scope == "all":
@@ -92,6 +96,7 @@ class FinetuneOptions:
             "width": defaults.width,
             "height": defaults.height,
             "adapt_decoder": defaults.adapt_decoder,
+            "discriminator_weight": defaults.discriminator_weight,
         }
         return cls(**{**options, **given})
 

@@ -14,7 +14,7 @@ import torch.nn.functional as functional
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
-from posecrafter.pocket.training import Average, Pass, Run, picture_sheet, psnr
+from posecrafter.pocket.training import Average, Pass, Run, muon, picture_sheet, psnr
 
 Image = npt.NDArray[np.uint8]
 
@@ -47,6 +47,12 @@ def build() -> AutoencoderKL:
         autoencoder.quant_conv.weight[16:] = 0
         autoencoder.quant_conv.bias[16:] = -6.0
     return autoencoder
+
+
+def reconstruction_loss(restored: Tensor, images: Tensor) -> Tensor:
+    """L1, mean squared error, L1 of gradients and of hues of [B, 3, H, W] each."""
+    error = functional.l1_loss(restored, images) + functional.mse_loss(restored, images)
+    return error + GRADIENT_WEIGHT * gradient_loss(restored, images) + COLOUR_WEIGHT * colour_loss(restored, images)
 
 
 def gradient_loss(first: Tensor, second: Tensor) -> Tensor:
@@ -128,6 +134,9 @@ class AutoencoderStage:
         self.probe = nn.Conv2d(16, 16, 1).to(device)
         self.models: dict[str, nn.Module] = {"autoencoder": self.autoencoder, "probe": self.probe}
 
+    def optimizer(self) -> torch.optim.Optimizer:
+        return muon(self)
+
     def draw(self, random: np.random.Generator, fraction: float) -> Pass:
         """Random cuts; its kind is (their side,)."""
         size, count = (64, 4 * self.batch_size) if fraction < 0.75 else (128, self.batch_size)
@@ -138,8 +147,7 @@ class AutoencoderStage:
         images = scaled(pictures).contiguous(memory_format=torch.channels_last)
         latents = self.autoencoder.encode(images).latent_dist.mode()
         restored = self.autoencoder.decode(latents + NOISE * torch.randn_like(latents)).sample.float()
-        loss = functional.l1_loss(restored, images) + functional.mse_loss(restored, images)
-        loss = loss + GRADIENT_WEIGHT * gradient_loss(restored, images) + COLOUR_WEIGHT * colour_loss(restored, images)
+        loss = reconstruction_loss(restored, images)
         loss = loss + PROBE_WEIGHT * functional.l1_loss(self.probe(latents).float(), waves(images))
         return loss + KL_WEIGHT * latents.float().square().mean()
 

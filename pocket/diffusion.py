@@ -27,7 +27,7 @@ from posecrafter.finetune.network import VideoControlNet, VideoDenoiser, VideoUN
 from posecrafter.finetune.objective import leaked, signal_leak, timestep_weights
 from posecrafter.pocket.autoencoder import bytes_of, tensor_of
 from posecrafter.pocket.data import MOMENTS, Figures
-from posecrafter.pocket.training import Average, Pass, Run, picture_sheet, psnr
+from posecrafter.pocket.training import Average, Pass, Run, muon, picture_sheet, psnr
 from posecrafter.pocket.words import WIDTH, build_text_encoder, token_ids
 
 Floats = npt.NDArray[np.floating[Any]]
@@ -166,6 +166,9 @@ class DiffusionStage:
         self.levels = levels.float().to(device)
         self.importance = torch.from_numpy(timestep_weights(levels.numpy(), "velocity")).float().to(device)
         self.leak = signal_leak(levels.numpy(), FIRST_TIMESTEP)
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        return muon(self)
 
     def draw(self, random: np.random.Generator, fraction: float) -> Pass:
         """Which pictures of which size, and what of each is left out. Its kind is (S, frames of a clip)."""

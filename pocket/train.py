@@ -1,15 +1,18 @@
-"""One command a stage: `python -m posecrafter.pocket.train data|autoencoder|diffusion|save`.
+"""One command a stage: `python -m posecrafter.pocket.train data|autoencoder|decoder|diffusion|save`.
 
-`data` fills the cache folder, `autoencoder` and `diffusion` train there within --minutes and can go on with --resume,
-`save` writes the averaged weights in diffusers' format. The same commands use a GPU where there is one; on a borrowed
-one, `diffusion --output FOLDER` leaves a whole base with every checkpoint.
+`data` fills the cache folder, `autoencoder`, `decoder` and `diffusion` train there within --minutes and can go on with
+--resume, `save` writes the averaged weights in diffusers' format. The same commands use a GPU where there is one; on a
+borrowed one, `diffusion --output FOLDER` leaves a whole base with every checkpoint. `decoder --output FOLDER` leaves an
+autoencoder and a discriminator there, which the networks of the same encoder go on with.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import hashlib
 import os
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +21,10 @@ from diffusers import AutoencoderKL
 from numpy.typing import NDArray
 from transformers import CLIPTokenizer
 
+from posecrafter.finetune.discriminator import Discriminator
 from posecrafter.pocket import autoencoder as first_stage
 from posecrafter.pocket import data, diffusion, weights, words
+from posecrafter.pocket.decoder import DecoderStage, decoder_of
 from posecrafter.pocket.diffusion import SMALL
 from posecrafter.pocket.training import Run, averages, learn
 
@@ -29,14 +34,15 @@ HELD_OUT = 64
 def main() -> None:
     """Parse the command line and run one stage."""
     parser = argparse.ArgumentParser(prog="python -m posecrafter.pocket.train", description=__doc__)
-    parser.add_argument("stage", choices=["data", "autoencoder", "diffusion", "save"])
+    parser.add_argument("stage", choices=["data", "autoencoder", "decoder", "diffusion", "save"])
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "posecrafter-pocket")
     parser.add_argument("--minutes", type=float, default=30.0, help="time budget, earlier runs included")
     parser.add_argument("--resume", action="store_true", help="go on from the stage's checkpoint")
     parser.add_argument(
         "--base",
         type=Path,
-        help="a saved base: `diffusion` goes on from its networks, with its autoencoder and its tokenizer",
+        help="a saved base: `autoencoder` and `decoder` go on from its autoencoder, `diffusion` from its networks with "
+        "its autoencoder and its tokenizer",
     )
     parser.add_argument("--batch", type=int, default=8, help="pictures a step and worker; a multiple of four")
     parser.add_argument("--workers", type=int, default=1, help="processes on shared weights (CPU only)")
@@ -49,12 +55,14 @@ def main() -> None:
     parser.add_argument(
         "--output",
         type=Path,
-        help="where `save` writes, by default into the package; `diffusion` writes there too, with every checkpoint",
+        help="where `save` writes, by default into the package; `decoder` and `diffusion` write there too, with every "
+        "checkpoint",
     )
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.backends.cudnn.benchmark = True
-    {"data": _data, "autoencoder": _autoencoder, "diffusion": _diffusion, "save": _save}[arguments.stage](arguments)
+    stages = {"data": _data, "autoencoder": _autoencoder, "decoder": _decoder, "diffusion": _diffusion, "save": _save}
+    stages[arguments.stage](arguments)
 
 
 def _data(arguments: argparse.Namespace) -> None:
@@ -65,13 +73,33 @@ def _data(arguments: argparse.Namespace) -> None:
 
 
 def _autoencoder(arguments: argparse.Namespace) -> None:
-    squares = np.load(arguments.cache / "photographs.npy", mmap_mode="r")
-    pictures = data.load_figures(arguments.cache, SMALL).pictures
-    held_out = np.concatenate([pictures[:HELD_OUT], squares[:HELD_OUT]])
-    sources = [(pictures[HELD_OUT:], 1.0), (squares[HELD_OUT:], 1.0)]
     start = AutoencoderKL.from_pretrained(arguments.base / "vae").float() if arguments.base else None
-    stage = first_stage.AutoencoderStage(sources, held_out, arguments.batch, _device(), start)
+    stage = first_stage.AutoencoderStage(*_pictures(arguments), arguments.batch, _device(), start)
     learn(_run(arguments), stage, arguments.workers)
+
+
+def _decoder(arguments: argparse.Namespace) -> None:
+    discriminator = Discriminator.load(arguments.base) if arguments.base else None
+    autoencoder = _trained_autoencoder(arguments)
+    stage = DecoderStage(*_pictures(arguments), arguments.batch, autoencoder, discriminator)
+    written = partial(_save_decoder, arguments.cache, arguments.output, autoencoder) if arguments.output else None
+    learn(_run(arguments), stage, arguments.workers, written)
+
+
+def _save_decoder(cache: Path, folder: Path, autoencoder: AutoencoderKL) -> None:
+    """The decoder's and the discriminator's averages, with the encoder that they were trained with."""
+    autoencoder, discriminator = copy.deepcopy(autoencoder).cpu(), Discriminator()
+    averages(cache / "decoder", {"decoder": decoder_of(autoencoder), "discriminator": discriminator})
+    weights.save_autoencoder(folder, autoencoder)
+    discriminator.save(folder)
+
+
+def _pictures(arguments: argparse.Namespace) -> tuple[list[tuple[NDArray[np.uint8], float]], NDArray[np.uint8]]:
+    """Half people and half photographs, with their weights, and `HELD_OUT` of each that are not learned from."""
+    squares = np.load(arguments.cache / "photographs.npy", mmap_mode="r")
+    people = data.load_figures(arguments.cache, SMALL).pictures
+    held_out = np.concatenate([people[:HELD_OUT], squares[:HELD_OUT]])
+    return [(people[HELD_OUT:], 1.0), (squares[HELD_OUT:], 1.0)], held_out
 
 
 def _diffusion(arguments: argparse.Namespace) -> None:
@@ -87,8 +115,9 @@ def _diffusion(arguments: argparse.Namespace) -> None:
 
 
 def _latents(cache: Path, size: int, autoencoder: AutoencoderKL, pictures: NDArray[np.uint8]) -> NDArray[np.float16]:
-    """The pictures' latents, kept in the cache for as long as the autoencoder and their number stay the same."""
-    digest = hashlib.sha256(b"".join(w.cpu().numpy().tobytes() for w in autoencoder.state_dict().values())).hexdigest()
+    """The pictures' latents, kept in the cache for as long as the encoder and their number stay the same."""
+    encoder = [*autoencoder.encoder.state_dict().values(), *autoencoder.quant_conv.state_dict().values()]
+    digest = hashlib.sha256(b"".join(weight.cpu().numpy().tobytes() for weight in encoder)).hexdigest()
     path = cache / f"latents-{size}-{len(pictures)}-{digest[:12]}.npy"
     if not path.exists():
         np.save(path, diffusion.encode(autoencoder, pictures))
@@ -101,7 +130,10 @@ def _save(arguments: argparse.Namespace) -> None:
         diffusion.build_unet(), diffusion.build_controlnet(), words.build_text_encoder(tokenizer)
     )
     averages(cache / "diffusion", {**vars(networks)})
-    weights.save(arguments.output or weights.FOLDER, _trained_autoencoder(arguments).cpu(), networks, tokenizer)
+    folder, autoencoder = arguments.output or weights.FOLDER, _trained_autoencoder(arguments).cpu()
+    weights.save(folder, autoencoder, networks, tokenizer)
+    if not arguments.base and (cache / "decoder" / "checkpoint.pt").exists():
+        _save_decoder(cache, folder, autoencoder)
 
 
 def _trained_autoencoder(arguments: argparse.Namespace) -> AutoencoderKL:

@@ -94,6 +94,9 @@ class Stage(Protocol):
     models: dict[str, nn.Module]
     learning_rate: float
 
+    def optimizer(self) -> torch.optim.Optimizer:
+        """A fresh optimizer of the models' weights that require gradients."""
+
     def draw(self, random: np.random.Generator, fraction: float) -> Pass:
         """A random pass. fraction: how much of the time budget is used."""
 
@@ -192,7 +195,7 @@ def learn(run: Run, stage: Stage, workers: int = 1, written: Callable[[], None] 
     without waiting for the others (Niu et al. 2011, "Hogwild!"): on cores that other programs use too, that is faster
     than threads which wait for the slowest.
     """
-    state = run.start(stage.models, _optimizer(stage))
+    state = run.start(stage.models, stage.optimizer())
     clock = Clock(run.minutes, state.seconds)
     followers = []
     if workers > 1:
@@ -230,7 +233,8 @@ def _weights(stage: Stage) -> list[nn.Parameter]:
     return [weight for model in stage.models.values() for weight in model.parameters() if weight.requires_grad]
 
 
-def _optimizer(stage: Stage) -> torch.optim.Optimizer:
+def muon(stage: Stage) -> torch.optim.Optimizer:
+    """The optimizer of stages that have no other."""
     return Muon(_weights(stage), lr=stage.learning_rate, weight_decay=1e-3)
 
 
@@ -238,7 +242,7 @@ def _follow(run: Run, stage: Stage, clock: Clock, first: int, index: int) -> Non
     """A further worker: the same steps on the shared weights with its own moments and its own batches."""
     torch.set_num_threads(1)
     torch.manual_seed(first + index)
-    optimizer, random, steps, passes = _optimizer(stage), np.random.default_rng([first, index]), 0, _Passes(run, stage)
+    optimizer, random, steps, passes = stage.optimizer(), np.random.default_rng([first, index]), 0, _Passes(run, stage)
     parent = processes.parent_process()
     while not clock.over and parent is not None and parent.is_alive():
         _step(passes, optimizer, random, clock, steps)
@@ -331,6 +335,12 @@ def picture_sheet(path: Path, rows: list[Image]) -> None:
     sheet = np.concatenate([np.concatenate(list(row), axis=1) for row in padded], axis=0)
     path.parent.mkdir(parents=True, exist_ok=True)
     cv2.imwrite(str(path), cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR))
+
+
+def sharpness(pictures: Image) -> float:
+    """Mean energy of fine detail: the variance of the Laplacian of brightness, of uint8 [n, H, W, 3]."""
+    greys = [cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY) for picture in pictures]
+    return float(np.mean([cv2.Laplacian(grey, cv2.CV_64F).var() for grey in greys]))
 
 
 def psnr(truth: Image, other: Image) -> float:

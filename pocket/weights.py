@@ -52,14 +52,12 @@ def save(
     tokenizer: CLIPTokenizer,
 ) -> None:
     """Write vae/, unet/, controlnet/, text_encoder/, tokenizer/, scheduler/, model_index.json and posecrafter.json."""
-    autoencoder.half().save_pretrained(folder / "vae")
+    save_autoencoder(folder, autoencoder)
     networks.unet.half().save_pretrained(folder / "unet")
     networks.controlnet.half().save_pretrained(folder / "controlnet")
     networks.text_encoder.half().save_pretrained(folder / "text_encoder")
-    for name in ("vae", "unet", "controlnet"):
-        config = read_json(folder / name / "config.json")
-        config.pop("_name_or_path", None)  # where this machine had them before
-        write_json(folder / name / "config.json", config)
+    for name in ("unet", "controlnet"):
+        _forget_source(folder / name / "config.json")
     tokenizer.save_pretrained(folder / "tokenizer")
     DDIMScheduler(**SCHEDULE).save_pretrained(folder / "scheduler")
     index = {
@@ -77,6 +75,19 @@ def save(
     }
     write_json(folder / "model_index.json", index)
     write_json(folder / "posecrafter.json", DEFAULTS)
+
+
+def save_autoencoder(folder: Path, autoencoder: AutoencoderKL) -> None:
+    """Write vae/ alone."""
+    autoencoder.half().save_pretrained(folder / "vae")
+    _forget_source(folder / "vae" / "config.json")
+
+
+def _forget_source(path: Path) -> None:
+    """Where this machine had the networks before."""
+    config = read_json(path)
+    config.pop("_name_or_path", None)
+    write_json(path, config)
 
 
 def load_networks(folder: Path) -> Networks:

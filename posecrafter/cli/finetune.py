@@ -62,6 +62,12 @@ def finetune_command(
     adapt_decoder: Annotated[
         int | None, typer.Option("--adapt-decoder", help="Steps of tuning the decoder; default the base's.")
     ] = None,
+    discriminator_weight: Annotated[
+        float | None,
+        typer.Option(
+            "--discriminator-weight", help="In tuning the decoder: more is sharper, 0 is without; default the base's."
+        ),
+    ] = None,
     precision: Annotated[str, typer.Option("--precision", help="auto, fp32, bf16 or fp16.")] = "auto",
     gradient_checkpointing: Annotated[
         bool, typer.Option("--gradient-checkpointing", help="Less memory, about a third slower.")
@@ -94,6 +100,7 @@ def finetune_command(
         "scope": _choice("--train", train, ("method", "all")),
         "window": window,
         "adapt_decoder": adapt_decoder,
+        "discriminator_weight": discriminator_weight,
         "precision": _choice("--precision", precision, ("auto", "fp32", "bf16", "fp16")),
         "gradient_checkpointing": gradient_checkpointing,
         "seed": seed,

@@ -10,6 +10,7 @@ from posecrafter.errors import TrainingError
 from posecrafter.files import read_json
 from posecrafter.finetune.data import Clip, frame_clip, prepare_clip
 from posecrafter.finetune.decoder import adapt_decoder
+from posecrafter.finetune.discriminator import Discriminator
 from posecrafter.finetune.person import apply_decoder, load_person
 from posecrafter.finetune.train import finetune
 
@@ -27,6 +28,26 @@ def test_a_tuned_decoder_draws_the_training_frames_better(base, ready, options, 
     assert all(torch.equal(encoder[name], tensor) for name, tensor in base.vae.encoder.state_dict().items())
     assert adapted.tensors.keys() == {f"vae.decoder.{name}" for name, _ in base.vae.decoder.named_parameters()}
     assert {weight.dtype for weight in base.vae.parameters()} == {torch.float32}
+
+
+def test_with_a_discriminator_the_decoder_answers_to_it_too_and_to_more_of_it_more(base, ready, options) -> None:
+    def drawn(weight: float) -> torch.Tensor:
+        torch.manual_seed(0)
+        tuned = replace(copy.deepcopy(base), discriminator=Discriminator())
+        before = copy.deepcopy(tuned.discriminator.state_dict())
+        adapt_decoder(tuned, ready, replace(options, adapt_decoder=12, discriminator_weight=weight, precision="fp32"))
+        assert all(torch.equal(before[name], now) for name, now in tuned.discriminator.state_dict().items())
+        with torch.no_grad():
+            return tuned.decode_latents(ready.latents)
+
+    without, little, much = drawn(0.0), drawn(0.1), drawn(1.0)
+    assert 0 < (little - without).square().mean() < (much - without).square().mean()
+
+
+def test_a_base_without_a_discriminator_refuses_a_weight_for_it(base, ready, options) -> None:
+    with pytest.raises(TrainingError, match="--discriminator-weight 0") as caught:
+        adapt_decoder(base, ready, replace(options, adapt_decoder=2, discriminator_weight=0.3))
+    assert caught.value.code == "discriminator-missing"
 
 
 def test_the_person_file_carries_the_decoder(base, clip, options, tmp_path, tolerance) -> None:

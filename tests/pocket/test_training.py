@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+
+import cv2
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from posecrafter.pocket.autoencoder import AutoencoderStage, build, colour_loss, gradient_loss
-from posecrafter.pocket.training import Average, Clock, Pass, Run, averages, learn, psnr
+from posecrafter.pocket.decoder import DecoderStage
+from posecrafter.pocket.training import Average, Clock, Pass, Run, averages, learn, muon, psnr, sharpness
 
 
 class Line:
@@ -19,6 +23,9 @@ class Line:
     def __init__(self):
         self.model = nn.Linear(1, 1, bias=False)
         self.models = {"line": self.model}
+
+    def optimizer(self):
+        return muon(self)
 
     def draw(self, random, fraction):
         return Pass((8,), {"x": torch.from_numpy(random.random((8, 1), np.float32))})
@@ -83,6 +90,27 @@ def test_image_losses_are_zero_for_equal_pictures_and_see_edges_and_hues():
 def test_psnr_of_a_known_error():
     truth = np.zeros((2, 4, 4, 3), np.uint8)
     assert psnr(truth, truth + 5) == pytest.approx(10 * np.log10(255**2 / 25))
+
+
+def test_the_decoder_stage_leaves_the_encoder_alone_and_both_others_learn():
+    pictures = np.random.default_rng(0).integers(0, 255, (4, 128, 128, 3), dtype=np.uint8)
+    stage = DecoderStage([(pictures, 1.0)], pictures, 1, build())
+    before = {name: value.clone() for name, value in stage.autoencoder.state_dict().items()}
+    optimizer, scores = stage.optimizer(), copy.deepcopy(stage.discriminator)
+    for fraction in (0.0, 0.9):
+        drawn = stage.draw(np.random.default_rng(0), fraction)
+        loss = stage.loss(drawn.kind, **drawn.tensors)
+        assert torch.isfinite(loss)
+        loss.backward()
+        optimizer.step()
+    moved = {name for name, value in stage.autoencoder.state_dict().items() if not torch.equal(value, before[name])}
+    assert moved == {name for name in before if not name.startswith(("encoder.", "quant_conv."))}
+    assert not torch.equal(scores.score.weight, stage.discriminator.score.weight)
+
+
+def test_sharpness_sees_blur():
+    picture = np.random.default_rng(0).integers(0, 255, (1, 32, 32, 3), dtype=np.uint8)
+    assert sharpness(cv2.blur(picture[0], (3, 3))[None]) < 0.3 * sharpness(picture)
 
 
 def test_the_autoencoder_stage_gives_a_finite_loss_at_both_sizes():
