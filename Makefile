@@ -37,8 +37,8 @@ check: $(INSTALLED)
 gpu-records: export PYTORCH_CUDA_ALLOC_CONF ?= expandable_segments:True
 gpu-records:
 	@if test ! -e $(INSTALLED) && $(PYTHON) -c 'import torch, triton' 2>/dev/null; \
-	then $(PYTHON) bench/from_checkout.py posecrafter.bench.gpu_records $(RECORDS); \
-	else $(MAKE) $(INSTALLED) && $(BIN)/python -m posecrafter.bench.gpu_records $(RECORDS); fi
+	then $(PYTHON) bench/from_checkout.py posecrafter.bench.gpu $(RECORDS); \
+	else $(MAKE) $(INSTALLED) && $(BIN)/python -m posecrafter.bench.gpu $(RECORDS); fi
 
 format: $(INSTALLED)
 	$(BIN)/ruff format .

@@ -1,6 +1,6 @@
 """Run a module of the package from a plain checkout, where nothing can be installed:
 
-    python bench/from_checkout.py posecrafter.bench.gpu_records --dry
+    python bench/from_checkout.py posecrafter.bench.gpu --dry
 
 The folders of a checkout carry the sub-packages' names. Links to all of them in one folder are the package, for this
 process and for those that it spawns.

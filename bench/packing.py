@@ -33,7 +33,7 @@ def write_index(folder: Path, shared: bool) -> None:
     """`graphs/denoiser.layers` of random weights, and the shapes of what is a person's, in `shapes.json`."""
     import torch
 
-    from posecrafter.bench.large import SD15
+    from posecrafter.bench.speed.large import SD15
     from posecrafter.export.export import ExportOptions, exported_copy
     from posecrafter.export.graphs import Graph, Step
     from posecrafter.export.layers import ALIGNED, header_of, tensors_of

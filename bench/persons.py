@@ -90,8 +90,8 @@ def main() -> None:
     if words.child is not None:
         print(json.dumps(measure(words.bundle, json.loads(words.child))))
         return
-    from posecrafter.bench.large import SD15
     from posecrafter.bench.person_bundle import write_bundle
+    from posecrafter.bench.speed.large import SD15
 
     full = [f"full{index}" for index in range(words.people)]
     thin = [f"thin{index}" for index in range(LOW_RANK_PEOPLE)]

@@ -75,6 +75,16 @@ def test_imports_point_down_only(package: str) -> None:
                 assert allowed, f"{file.relative_to(ROOT)} imports {module}"
 
 
+def test_folders_of_the_bench_import_nothing_from_each_other() -> None:
+    folders = {path.parent.name for path in (ROOT / "bench").glob("*/__init__.py")}
+    assert folders
+    for name in folders:
+        others = tuple(f"posecrafter.bench.{other}" for other in folders - {name})
+        for file in (ROOT / "bench" / name).rglob("*.py"):
+            for module in imported_modules(file):
+                assert not module.startswith(others), f"{file.relative_to(ROOT)} imports {module}"
+
+
 @pytest.mark.parametrize("package", LEVEL)
 def test_third_party_imports_are_those_of_the_design(package: str) -> None:
     for file in python_files(package):

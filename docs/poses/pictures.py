@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from posecrafter.bench.sheet import write_sheet
+from posecrafter.bench.quality.sheet import write_sheet
 from posecrafter.pocket.bodies import place_body
 from posecrafter.pocket.figures import OVERSAMPLING, key_points, random_scene
 from posecrafter.pocket.motion import Pose

@@ -30,9 +30,10 @@ def bench_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print the records as JSON lines.")] = False,
 ) -> None:
     """Measure speed and memory against the published loop, in turn and in one process; about 35 minutes in full."""
-    from posecrafter.bench.cases import FULL, LARGE, QUICK
-    from posecrafter.bench.records import latest, read_records, record_cases
-    from posecrafter.bench.report import write_report
+    from posecrafter.bench.records import read_records
+    from posecrafter.bench.speed.cases import FULL, LARGE, QUICK
+    from posecrafter.bench.speed.records import latest, record_cases
+    from posecrafter.bench.speed.report import write_report
     from posecrafter.cli.bars import bars
 
     cases = QUICK if quick else LARGE if large else FULL

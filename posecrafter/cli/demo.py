@@ -120,8 +120,8 @@ def _judge(material: Material, target_poses: Path, out: Path, stages: list[Stage
     """Score out.mp4 against the frames that nothing was trained on; write metrics.json and sheet.png."""
     import numpy as np
 
-    from posecrafter.bench.score import nearest_copy, score
-    from posecrafter.bench.sheet import write_sheet
+    from posecrafter.bench.quality.score import nearest_copy, score
+    from posecrafter.bench.quality.sheet import write_sheet
     from posecrafter.files import read_json, write_json
     from posecrafter.framing import Framing
     from posecrafter.pose import draw_poses, read_poses

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from posecrafter.bench import persons
-from posecrafter.bench.large import SD15
 from posecrafter.bench.person_bundle import write_bundle
+from posecrafter.bench.speed.large import SD15
 from posecrafter.runtime.low_rank import LowRank
 from posecrafter.runtime.person import FOLDER, WEIGHTS
 

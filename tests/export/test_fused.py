@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from posecrafter.bench.gpu_network import SD15
-from posecrafter.bench.held import count_held
+from posecrafter.bench.gpu.held import count_held
+from posecrafter.bench.gpu.network import SD15
 from posecrafter.errors import EngineError
 from posecrafter.export import fused
 from posecrafter.export.graphs import Graph, make_graphs

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from posecrafter.bench.large import SD15
+from posecrafter.bench.speed.large import SD15
 from posecrafter.export.export import exported_copy
 from posecrafter.export.graphs import Border, Graph, Step
 from posecrafter.export.options import ExportOptions

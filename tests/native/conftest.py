@@ -286,8 +286,8 @@ def half_people(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     Not to be changed.
     """
-    from posecrafter.bench.large import SD15
     from posecrafter.bench.person_bundle import write_bundle
+    from posecrafter.bench.speed.large import SD15
     from posecrafter.runtime.low_rank import LowRank
 
     small: dict[str, Any] = {

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from posecrafter.bench.score import nearest_copy, score
-from posecrafter.bench.sheet import write_sheet
+from posecrafter.bench.quality.score import nearest_copy, score
+from posecrafter.bench.quality.sheet import write_sheet
 from posecrafter.errors import RequestError
 
 RNG = np.random.default_rng(0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from posecrafter.bench.ablations import FULL, VARIANTS, Variant
+from posecrafter.bench.quality.ablations import FULL, VARIANTS, Variant
 from posecrafter.export.run import Run
 from posecrafter.pose import PoseTrack
 from posecrafter.runtime import Request

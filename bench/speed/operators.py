@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from posecrafter.bench.cases import Case
-from posecrafter.bench.material import prepare
+from posecrafter.bench.speed.cases import Case
+from posecrafter.bench.speed.material import prepare
 from posecrafter.export.reference import reference_graphs
 
 RUNS = 4

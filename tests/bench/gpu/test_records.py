@@ -14,16 +14,17 @@ from typing import Any
 import pytest
 import torch
 
-from posecrafter.bench import gpu_checks, gpu_parts, gpu_records
-from posecrafter.bench.gpu_checks import check_kernels, launch, launches
-from posecrafter.bench.gpu_kernels import _compare, cases, check_case
-from posecrafter.bench.gpu_network import TINY, edited, evaluated, make_rig, motions_of
-from posecrafter.bench.gpu_parts import Bench, frames
-from posecrafter.bench.gpu_table import BEGIN, END, tables, write_table
+from posecrafter.bench.gpu import checks, parts
+from posecrafter.bench.gpu import records as command
+from posecrafter.bench.gpu.checks import check_kernels, launch, launches
+from posecrafter.bench.gpu.kernels import _compare, cases, check_case
+from posecrafter.bench.gpu.network import TINY, edited, evaluated, make_rig, motions_of
+from posecrafter.bench.gpu.parts import Bench, frames
+from posecrafter.bench.gpu.table import BEGIN, END, tables, write_table
 from posecrafter.errors import EngineError
 from posecrafter.kernels import KERNELS
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[3]
 ABSENT = ("cv2", "av", "diffusers", "transformers", "accelerate", "onnx", "onnxscript", "onnxruntime", "tokenizers")
 ABSENT += ("skimage", "typer", "rich", "xformers", "matplotlib", "openvino")
 
@@ -36,8 +37,8 @@ def dry(tmp_path_factory: pytest.TempPathFactory) -> Path:
 import sys
 sys.meta_path = [finder for finder in sys.meta_path if "editable" not in type(finder).__module__ + str(finder)]
 sys.modules.update(dict.fromkeys({ABSENT!r}))
-sys.argv = ["from_checkout.py", "posecrafter.bench.gpu_records", "--dry", "--minutes", "60", "--out", {str(folder)!r},
-            "--table", {str(folder / "table.md")!r}, "--parts", {",".join([*gpu_records.PARTS, "check"])!r}]
+sys.argv = ["from_checkout.py", "posecrafter.bench.gpu", "--dry", "--minutes", "60", "--out", {str(folder)!r},
+            "--table", {str(folder / "table.md")!r}, "--parts", {",".join([*command.PARTS, "check"])!r}]
 import runpy
 runpy.run_path({str(ROOT / "bench/from_checkout.py")!r}, run_name="__main__")
 """
@@ -56,7 +57,7 @@ def records(folder: Path) -> list[dict[str, Any]]:
 
 def test_a_dry_run_from_a_checkout_records_every_part_with_where_and_when(dry: Path) -> None:
     found = records(dry)
-    assert {record["part"] for record in found} == {"ceilings", *gpu_records.PARTS} - {"compiled"}
+    assert {record["part"] for record in found} == {"ceilings", *command.PARTS} - {"compiled"}
     for record in found:
         assert record["dry"] is True
         assert {"device", "versions", "commit", "date"} <= set(record)
@@ -94,9 +95,9 @@ def test_nothing_is_timed_on_red(
     def red(*_: object) -> Iterator[dict[str, Any]]:
         yield {"kernel": "temporal_attention", "holds": False}
 
-    monkeypatch.setattr(gpu_records, "check_kernels", red)
-    monkeypatch.setattr(gpu_records, "check_networks", lambda *_: iter(()))
-    assert gpu_records.main(["--dry", "--out", str(tmp_path / "out")]) == 1
+    monkeypatch.setattr(command, "check_kernels", red)
+    monkeypatch.setattr(command, "check_networks", lambda *_: iter(()))
+    assert command.main(["--dry", "--out", str(tmp_path / "out")]) == 1
     assert "error[gpu-red]: 1 checks failed; nothing was timed" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
@@ -109,10 +110,10 @@ def test_a_part_that_breaks_keeps_its_lines_and_the_next_one_runs(
         raise MemoryError("no room")
 
     for name in ("check_kernels", "check_networks"):
-        monkeypatch.setattr(gpu_records, name, lambda *_: iter(()))
-    monkeypatch.setattr(gpu_records, "PARTS", {"first": breaks, "second": lambda bench: iter([{"case": "after"}])})
+        monkeypatch.setattr(command, name, lambda *_: iter(()))
+    monkeypatch.setattr(command, "PARTS", {"first": breaks, "second": lambda bench: iter([{"case": "after"}])})
     words = ["--dry", "--parts", "first,second", "--out", str(tmp_path), "--table", str(tmp_path / "table.md")]
-    assert gpu_records.main(words) == 1
+    assert command.main(words) == 1
     assert "error[gpu-broken]: first did not end" in capsys.readouterr().err
     told = [(r["part"], r.get("case"), r.get("broken")) for r in records(tmp_path)]
     assert told[1:] == [("first", "before", None), ("first", None, "MemoryError: no room"), ("second", "after", None)]
@@ -127,10 +128,10 @@ def test_an_error_that_is_not_a_number_is_the_worst() -> None:
 
 
 def test_an_unknown_part_or_a_missing_gpu_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert gpu_records.main(["--dry", "--parts", "everything"]) == 2
+    assert command.main(["--dry", "--parts", "everything"]) == 2
     assert "error[parts]: there is no part 'everything'" in capsys.readouterr().err
     if not torch.cuda.is_available():
-        assert gpu_records.main(["--out", str(tmp_path)]) == 2
+        assert command.main(["--out", str(tmp_path)]) == 2
         assert "error[device-missing]" in capsys.readouterr().err
 
 
@@ -160,7 +161,7 @@ QUICK = ("guidance_step", "warp_latents")
 def test_workers_check_what_one_process_checks(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu, every = torch.device("cpu"), cases(dry=True)
     quick = {index: check_case(case, cpu) for index, case in enumerate(every) if case.kernel in QUICK}
-    monkeypatch.setattr(gpu_checks, "check_case", lambda case, device: pytest.fail(f"no worker answered for {case}"))
+    monkeypatch.setattr(checks, "check_case", lambda case, device: pytest.fail(f"no worker answered for {case}"))
     found = list(check_kernels(cpu, dry=True, workers=2))
     assert [result["kernel"] for result in found] == [case.kernel for case in every]
     assert {index: found[index] for index in quick} == quick
@@ -168,8 +169,8 @@ def test_workers_check_what_one_process_checks(monkeypatch: pytest.MonkeyPatch) 
 
 def test_what_broken_workers_leave_is_checked_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     few = [case for case in cases(dry=True) if case.kernel in QUICK]
-    monkeypatch.setattr(gpu_checks, "cases", lambda dry: few)
-    monkeypatch.setattr(gpu_checks.sys, "executable", "/bin/false")
+    monkeypatch.setattr(checks, "cases", lambda dry: few)
+    monkeypatch.setattr(checks.sys, "executable", "/bin/false")
     results = list(check_kernels(torch.device("cpu"), dry=True, workers=2))
     assert len(results) == len(few) > 10
     assert all(result["holds"] for result in results)
@@ -181,7 +182,7 @@ def test_an_operator_that_raises_is_a_check_that_does_not_hold(monkeypatch: pyte
 
     broken = dataclasses.replace(KERNELS["guidance_step"], op=refuses)
     few = [case for case in cases(dry=True) if case.kernel in QUICK]
-    monkeypatch.setattr(gpu_checks, "cases", lambda dry: few)
+    monkeypatch.setattr(checks, "cases", lambda dry: few)
     monkeypatch.setitem(KERNELS, "guidance_step", broken)
     results = list(check_kernels(torch.device("cpu"), dry=True, workers=0))
     red = [result for result in results if not result["holds"]]
@@ -209,7 +210,7 @@ def test_a_variant_without_memory_is_a_line_and_the_next_one_runs(monkeypatch: p
             raise EngineError("engine-memory", "the GPU's memory is full")
         return make_rig(variant, *rest)
 
-    monkeypatch.setattr(gpu_parts, "make_rig", short)
+    monkeypatch.setattr(parts, "make_rig", short)
     first, *others = frames(Bench(torch.device("cpu"), True, {}))
     assert first == {
         "variant": "published", "frames": 2, "failed": "engine-memory: the GPU's memory is full",
@@ -223,6 +224,6 @@ def test_a_variant_without_memory_is_a_line_and_the_next_one_runs(monkeypatch: p
 def test_every_check_holds_on_this_gpu(tmp_path: Path) -> None:
     """In a process of its own: in this one the kernels are interpreted."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "posecrafter.bench.gpu_records", "--parts", "check", "--out", str(tmp_path)]
+    command = [sys.executable, "-m", "posecrafter.bench.gpu", "--parts", "check", "--out", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr

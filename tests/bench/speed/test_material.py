@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from posecrafter.bench import material
+from posecrafter.bench.speed import material
 
 
 @pytest.fixture

@@ -11,9 +11,11 @@ import cv2
 import numpy as np
 import pytest
 
-from posecrafter.bench import quality
+from posecrafter.bench.quality import records as command
+from posecrafter.bench.quality.measure import SETTINGS
+from posecrafter.bench.quality.subjects import clip_subjects, held_out, rendered_subjects, sharpness, thinned
+from posecrafter.bench.quality.table import table
 from posecrafter.bench.records import ROOT, read_records
-from posecrafter.bench.subjects import clip_subjects, held_out, rendered_subjects, sharpness, thinned
 from posecrafter.errors import RequestError
 
 TUNING = {"steps": 2, "window": 3, "width": 64, "height": 64}
@@ -67,13 +69,13 @@ def test_a_folder_without_clips_is_refused(tmp_path):
 @pytest.fixture
 def run_bench(subject, tiny_base, tmp_path, monkeypatch):
     """Runs the command on the tiny base in tmp_path, with these options; its records."""
-    monkeypatch.setattr(quality, "rendered_subjects", lambda count: iter([subject][:count]))
+    monkeypatch.setattr(command, "rendered_subjects", lambda count: iter([subject][:count]))
 
     def run(tuning=TUNING, request=REQUEST, base=tiny_base, thin=1):
         words = ["quality", "--rendered", "1", "--base", str(base), "--out", str(tmp_path), "--thin", str(thin)]
         words += ["--tuning", json.dumps(tuning), "--request", json.dumps(request)]
         monkeypatch.setattr(sys, "argv", words)
-        quality.main()
+        command.main()
         return read_records(tmp_path / "quality.jsonl")
 
     return run
@@ -133,7 +135,7 @@ def test_another_request_and_a_thinned_subject_are_measured_anew_on_the_same_tun
 
 def test_what_old_lines_do_not_tell_counts_as_not_done(run_bench, tmp_path):
     (record,) = run_bench()
-    old = {name: value for name, value in record.items() if name not in quality.SETTINGS}
+    old = {name: value for name, value in record.items() if name not in SETTINGS}
     (tmp_path / "quality.jsonl").write_text(json.dumps(old) + "\n")
     assert len(run_bench()) == 2
 
@@ -151,7 +153,7 @@ def test_the_table_gives_means_over_seeds_and_leaves_blank_what_nobody_knows():
     first = {"subject": "a", "variant": "the method", "seed": 0, "psnr": 20.0, "ssim": 0.5, "detail": 0.8}
     first |= {"pose_error_percent": None, "nearest_copy": {"psnr": 18.0, "ssim": 0.4}}
     second, other = {**first, "seed": 1, "psnr": 22.0}, {"subject": "b", "variant": "the method", "seed": 0}
-    rows = quality.table([first, second, other]).splitlines()
+    rows = table([first, second, other]).splitlines()
     assert rows[2].startswith(
         "| a | the method |  | 1 |  | 2 | 21.00 ± 1.00 | 0.5000 ± 0.0000 | 0.80 ± 0.00 |  | 18.00 / 0.400 |"
     )
@@ -165,7 +167,7 @@ def test_lines_of_other_steps_or_frames_or_options_have_rows_of_their_own_and_a_
     old = [line, {**line, "tuning_steps": 150}, {**line, "thin": 4}, {**line, "psnr": 21.0}, {**line, "seed": 1}]
     new = [{**line, **told}, {**line, **told, "request": {"guidance": 2}, "psnr": 19.0}]
     new += [{**line, **told, "seed": 1, "tuning_steps": 280, "psnr": 22.0}]  # what a time limit left
-    rows = [row.split(" | ")[2:7] for row in quality.table([*old, *new]).splitlines()[2:]]
+    rows = [row.split(" | ")[2:7] for row in table([*old, *new]).splitlines()[2:]]
     assert rows == [
         ["300", "1", "", "2", "20.50 ± 0.50"],
         ["150", "1", "", "1", "20.00"],
@@ -177,7 +179,7 @@ def test_lines_of_other_steps_or_frames_or_options_have_rows_of_their_own_and_a_
 
 def test_the_rows_of_the_record_mix_no_steps_and_no_thinned_subject_with_a_whole_one():
     records = [r for r in read_records(ROOT / "bench/results/quality.jsonl") if "tuning" not in r]
-    rows = [row.strip("| ").split(" | ") for row in quality.table(records).splitlines()[2:]]
+    rows = [row.strip("| ").split(" | ") for row in table(records).splitlines()[2:]]
     names = {(r["subject"], r["variant"], str(r["tuning_steps"]), str(r.get("thin", 1))) for r in records}
     assert {tuple(row[:4]) for row in rows} == names
     assert len(rows) == len(names)
@@ -188,5 +190,5 @@ def test_the_rows_of_the_record_mix_no_steps_and_no_thinned_subject_with_a_whole
 def test_numbers_and_names_that_are_none_are_refused_in_a_line(words, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["quality", *words])
     with pytest.raises(SystemExit):
-        quality.main()
+        command.main()
     assert "error: " in capsys.readouterr().err.splitlines()[-1]

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from posecrafter.bench.gpu_kernels import cases, check_case
-from posecrafter.bench.gpu_network import SD15, Size, hollow_inputs, hollow_step
+from posecrafter.bench.gpu.kernels import cases, check_case
+from posecrafter.bench.gpu.network import SD15, Size, hollow_inputs, hollow_step
 from posecrafter.export.fused import place_kernels
 from posecrafter.kernels.registry import power_of_two
 
@@ -96,7 +96,8 @@ def _shared(workers: int, dry: bool) -> dict[int, dict[str, Any]]:
     if workers < 2:
         return {}
     alone = ["env", "OMP_NUM_THREADS=1", "OPENBLAS_NUM_THREADS=1"]
-    command = [*alone, sys.executable, str(Path(__file__).parent / "from_checkout.py"), "posecrafter.bench.gpu_checks"]
+    script = Path(__file__).parent.parent / "from_checkout.py"
+    command = [*alone, sys.executable, str(script), "posecrafter.bench.gpu.checks"]
     running, found = [], {}
     for worker in range(workers):
         words = [*command, str(worker), str(workers), "dry" if dry else "cuda"]

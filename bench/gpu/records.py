@@ -1,6 +1,6 @@
 """Records of a GPU: `make gpu-records`, or from a bare checkout
 
-    python bench/from_checkout.py posecrafter.bench.gpu_records [--parts check,kernels] [--minutes 8] [--dry]
+    python bench/from_checkout.py posecrafter.bench.gpu [--parts check,kernels] [--minutes 8] [--dry]
 
 Needs Python 3.11 or later, torch, triton, numpy and safetensors; diffusers for decoding. First every kernel is checked
 against its truth, and the networks against each other; where one of these fails nothing is timed. Then each part adds
@@ -24,11 +24,11 @@ from typing import Any
 import torch
 import triton
 
-from posecrafter.bench.gpu_checks import check_kernels
-from posecrafter.bench.gpu_kernels import sweep_tiles, time_kernels
-from posecrafter.bench.gpu_parts import Bench, check_networks, compiled, frames, pipeline, steps, tuning
-from posecrafter.bench.gpu_table import write_table
-from posecrafter.bench.gpu_timing import ceilings
+from posecrafter.bench.gpu.checks import check_kernels
+from posecrafter.bench.gpu.kernels import sweep_tiles, time_kernels
+from posecrafter.bench.gpu.parts import Bench, check_networks, compiled, frames, pipeline, steps, tuning
+from posecrafter.bench.gpu.table import write_table
+from posecrafter.bench.gpu.timing import ceilings
 from posecrafter.bench.machine import append_line, commit_of
 
 PARTS: dict[str, Callable[[Bench], Iterator[dict[str, Any]]]] = {
@@ -100,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="gpu_records", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(prog="posecrafter.bench.gpu", description=(__doc__ or "").splitlines()[0])
     usual = [name for name in PARTS if name not in ALONE]
     names = f"comma separated: check, {', '.join(PARTS)}; default all but {' and '.join(ALONE)}"
     parser.add_argument("--parts", type=lambda text: text.split(","), default=usual, help=names)
@@ -128,7 +128,3 @@ def _writer(path: Path, bench: Bench, commit: str | None) -> Callable[[str, dict
         append_line(path, json.dumps({"part": part, **record, **about}))
 
     return write
-
-
-if __name__ == "__main__":
-    sys.exit(main())

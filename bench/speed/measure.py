@@ -1,4 +1,4 @@
-"""One case in a process of its own: `python -m posecrafter.bench.measure CASE WORK THREADS` prints its records."""
+"""A case in a process of its own: `python -m posecrafter.bench.speed.measure CASE WORK THREADS` prints its records."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from posecrafter.bench.cases import FULL, GUIDANCE, LARGE, QUICK, Case, Runner
 from posecrafter.bench.machine import import_seconds, measure_roof, resident_mib
+from posecrafter.bench.speed.cases import FULL, GUIDANCE, LARGE, QUICK, Case, Runner
 from posecrafter.errors import EngineError
 from posecrafter.pose import PoseTrack
 from posecrafter.runtime import Request, Result, Session
@@ -41,14 +41,14 @@ def measure(case: Case, work: Path, threads: int | None = None) -> list[dict[str
 
         torch.set_num_threads(threads)
     if case.kind == "operators":
-        from posecrafter.bench.operators import operator_shares
+        from posecrafter.bench.speed.operators import operator_shares
 
         return operator_shares(case, work, threads)
     if case.kind == "step":
-        from posecrafter.bench.large import measure_step
+        from posecrafter.bench.speed.large import measure_step
 
         return measure_step(case, work, threads)
-    from posecrafter.bench.material import prepare
+    from posecrafter.bench.speed.material import prepare
 
     run, bundle = prepare(work, case.size)
     return (_memory if case.kind == "memory" else _render)(case, run, bundle, threads)
@@ -58,7 +58,7 @@ def open_runner(runner: Runner, run: Path, bundle: Path, threads: int | None = N
     """Raises: EngineError where the engine or its precision is not to be had here."""
     start = time.perf_counter()
     if runner.name.startswith("published "):
-        from posecrafter.bench.reference import VARIANTS, PublishedLoop
+        from posecrafter.bench.speed.reference import VARIANTS, PublishedLoop
 
         loop = PublishedLoop.open(run, VARIANTS[runner.name.removeprefix("published ")])
         return Open(runner, loop.render, lambda: None, loop.bundle.poses, time.perf_counter() - start)

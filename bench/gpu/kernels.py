@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from posecrafter.bench.gpu_timing import measure
+from posecrafter.bench.gpu.timing import measure
 from posecrafter.finetune.layers import pooled_norm
 from posecrafter.kernels import KERNELS, key_frame_attention
 from posecrafter.kernels.registry import Inputs, Kernel, Sizes

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from posecrafter.bench.records import Record, latest, of_newest_machine
+from posecrafter.bench.records import Record
+from posecrafter.bench.speed.records import latest, of_newest_machine
 from posecrafter.errors import RequestError
 from posecrafter.files import atomic_write
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from posecrafter.bench.published import PublishedDenoiser
-from posecrafter.bench.reference import PublishedLoop, Variant
+from posecrafter.bench.speed.reference import PublishedLoop, Variant
 from posecrafter.export.parity import relative_l2
 from posecrafter.export.reference import open_reference
 from posecrafter.runtime import Request, Session

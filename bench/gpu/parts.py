@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from posecrafter.bench.gpu_network import (
+from posecrafter.bench.gpu.held import count_held
+from posecrafter.bench.gpu.network import (
     SD15,
     TINY,
     VARIANTS,
@@ -29,8 +30,7 @@ from posecrafter.bench.gpu_network import (
     random_step,
     stepper,
 )
-from posecrafter.bench.gpu_timing import Timing, measure, wall
-from posecrafter.bench.held import count_held
+from posecrafter.bench.gpu.timing import Timing, measure, wall
 from posecrafter.errors import EngineError
 from posecrafter.schedule import Schedule
 
@@ -41,7 +41,7 @@ PEAK = 989e12
 
 @dataclass(frozen=True)
 class Bench:
-    """ceilings: what this device was measured to do (gpu_timing)."""
+    """ceilings: what this device was measured to do (timing.py)."""
 
     device: torch.device
     dry: bool

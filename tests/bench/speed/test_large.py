@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from posecrafter.bench import large
-from posecrafter.bench.cases import EAGER, Case, Runner
+from posecrafter.bench.speed import large
+from posecrafter.bench.speed.cases import EAGER, Case, Runner
 
 torch.set_num_threads(1)
 

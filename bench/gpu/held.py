@@ -1,6 +1,6 @@
 """Memory that the tensors of a step hold, counted on tensors without memory: the same on every machine, with no GPU.
 
-    python -m posecrafter.bench.held
+    python -m posecrafter.bench.gpu.held
 
 What a GPU needs beyond it is the libraries' own, workspaces of convolutions and products, and what an allocator keeps
 between tensors; `make gpu-records` writes the count beside both measured.
@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from posecrafter.bench.gpu_network import INPUTS, SD15, Size, arranged, hollow_inputs, hollow_step
+from posecrafter.bench.gpu.network import INPUTS, SD15, Size, arranged, hollow_inputs, hollow_step
 
 
 class Live(TorchDispatchMode):
@@ -59,7 +59,7 @@ class Held:
 
 
 def count_held(variant: str, size: Size, dtype: torch.dtype = torch.float16) -> Held:
-    """A guided step of `size.frames` frames and the reference, of a variant of gpu_network's."""
+    """A guided step of `size.frames` frames and the reference, of one of network.py's VARIANTS."""
     step, published = arranged(hollow_step(size), variant, dtype), variant.startswith("published")
     inputs = dict(zip(INPUTS, hollow_inputs(size, size.frames + 1, 2, maps=published), strict=True))
     if not published:  # as the pose encoder leaves them

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from posecrafter.bench.cases import EAGER, FULL, LARGE, QUICK, Case, Runner
 from posecrafter.bench.flops import count_flops
-from posecrafter.bench.measure import CASES, _memory, _render, percentiles
+from posecrafter.bench.speed.cases import EAGER, FULL, LARGE, QUICK, Case, Runner
+from posecrafter.bench.speed.measure import CASES, _memory, _render, percentiles
 
 torch.set_num_threads(1)
 ORT = "onnxruntime"
