@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from posecrafter.bench.quality.ablations import FULL, Variant
 from posecrafter.bench.quality.score import nearest_copy, score
 from posecrafter.bench.quality.sheet import write_sheet
-from posecrafter.bench.quality.subjects import Subject, fitted, sharpness
+from posecrafter.bench.quality.subjects import Subject, fitted
 from posecrafter.errors import PoseError
 from posecrafter.export.run import Run
 from posecrafter.finetune.base import load_base, read_base_defaults
@@ -24,6 +24,7 @@ from posecrafter.finetune.options import FinetuneOptions
 from posecrafter.finetune.train import finetune
 from posecrafter.framing import Framing
 from posecrafter.pocket.autoencoder import bytes_of, tensor_of
+from posecrafter.pocket.training import sharpness
 from posecrafter.pose import draw_poses, extract_poses
 from posecrafter.progress import Progress
 from posecrafter.runtime import Request

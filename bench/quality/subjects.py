@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -114,9 +113,3 @@ def _extracted(video: Path, kept: Path) -> PoseTrack:
         kept.parent.mkdir(parents=True, exist_ok=True)
         write_poses(kept, extract_poses(video, allow_missing=True))
     return read_poses(kept)
-
-
-def sharpness(frames: Frames) -> float:
-    """Mean energy of fine detail: the variance of the Laplacian of brightness, of uint8 [F, H, W, 3]."""
-    greys = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]
-    return float(np.mean([cv2.Laplacian(grey, cv2.CV_64F).var() for grey in greys]))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 
-import cv2
 import numpy as np
 import pytest
 import torch
@@ -12,7 +11,7 @@ from torch import nn
 
 from posecrafter.pocket.autoencoder import AutoencoderStage, build, colour_loss, gradient_loss
 from posecrafter.pocket.decoder import DecoderStage
-from posecrafter.pocket.training import Average, Clock, Pass, Run, averages, learn, muon, psnr, sharpness
+from posecrafter.pocket.training import Average, Clock, Pass, Run, averages, learn, muon, psnr
 
 
 class Line:
@@ -106,11 +105,6 @@ def test_the_decoder_stage_leaves_the_encoder_alone_and_both_others_learn():
     moved = {name for name, value in stage.autoencoder.state_dict().items() if not torch.equal(value, before[name])}
     assert moved == {name for name in before if not name.startswith(("encoder.", "quant_conv."))}
     assert not torch.equal(scores.score.weight, stage.discriminator.score.weight)
-
-
-def test_sharpness_sees_blur():
-    picture = np.random.default_rng(0).integers(0, 255, (1, 32, 32, 3), dtype=np.uint8)
-    assert sharpness(cv2.blur(picture[0], (3, 3))[None]) < 0.3 * sharpness(picture)
 
 
 def test_the_autoencoder_stage_gives_a_finite_loss_at_both_sizes():

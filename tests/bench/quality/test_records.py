@@ -13,10 +13,11 @@ import pytest
 
 from posecrafter.bench.quality import records as command
 from posecrafter.bench.quality.measure import SETTINGS
-from posecrafter.bench.quality.subjects import clip_subjects, held_out, rendered_subjects, sharpness, thinned
+from posecrafter.bench.quality.subjects import clip_subjects, held_out, rendered_subjects, thinned
 from posecrafter.bench.quality.table import table
 from posecrafter.bench.records import ROOT, read_records
 from posecrafter.errors import RequestError
+from posecrafter.pocket.training import sharpness
 
 TUNING = {"steps": 2, "window": 3, "width": 64, "height": 64}
 REQUEST = {"steps": 2, "guidance": 1}
