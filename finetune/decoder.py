@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -51,11 +51,12 @@ def adapt_decoder(
     Raises: TrainingError "cancelled", "loss-not-finite", "discriminator-missing".
     """
     decoder, steps = base.vae.decoder, options.adapt_decoder
-    opponent = _Opponent.of(base, options) if options.discriminator_weight else None
+    discriminator = check_discriminator(base, options)
     before = _psnr(base, clip)
     precision = choose_precision(options.precision, base.device)
     precision = "bf16" if precision == "fp16" else precision  # a gradient scaler for this alone is not worth its code
     masters = Masters(dict(decoder.requires_grad_(True).named_parameters()), DTYPES[precision])
+    opponent = discriminator and _Opponent(discriminator, options.discriminator_weight, DTYPES[precision])
     optimizer = torch.optim.AdamW(masters.blocks, lr=_LEARNING_RATE, weight_decay=0, fused=True)
     for step in range(1, steps + 1):
         if cancel is not None and cancel():
@@ -83,23 +84,25 @@ def adapt_decoder(
     return AdaptedDecoder(tensors, before, _psnr(base, clip))
 
 
+def check_discriminator(base: Base, options: FinetuneOptions) -> Discriminator | None:
+    """The base's, where these options want one. Raises: TrainingError "discriminator-missing"."""
+    if not options.adapt_decoder or not options.discriminator_weight:
+        return None
+    if base.discriminator is None:
+        raise TrainingError(
+            "discriminator-missing", f"the base {base.source} has no discriminator; use --discriminator-weight 0"
+        )
+    return base.discriminator
+
+
 class _Opponent:
     """The base's discriminator, going on to learn beside the decoder."""
 
-    def __init__(self, discriminator: Discriminator, weight: float, precision: torch.dtype) -> None:
-        self._discriminator, self._weight, self._precision = discriminator, weight, precision
-        self._optimizer = torch.optim.AdamW(
-            discriminator.parameters(), lr=_OPPONENTS_RATE, betas=(0.5, 0.99), weight_decay=0
-        )
-
-    @classmethod
-    def of(cls, base: Base, options: FinetuneOptions) -> Self:
-        if base.discriminator is None:
-            raise TrainingError(
-                "discriminator-missing", f"the base {base.source} has no discriminator; use --discriminator-weight 0"
-            )
-        precision = DTYPES[choose_precision(options.precision, base.device)]
-        return cls(copy.deepcopy(base.discriminator).requires_grad_(True), options.discriminator_weight, precision)
+    def __init__(self, discriminator: Discriminator, weight: float, dtype: torch.dtype) -> None:
+        self._discriminator = copy.deepcopy(discriminator).requires_grad_(True)
+        self._weight, self._dtype = weight, dtype
+        weights = self._discriminator.parameters()
+        self._optimizer = torch.optim.AdamW(weights, lr=_OPPONENTS_RATE, betas=(0.5, 0.99), weight_decay=0)
 
     def loss(self, drawn: Tensor, truth: Tensor, error: Tensor, last: Tensor) -> Tensor:
         with self._autocast(drawn.device):
@@ -113,7 +116,7 @@ class _Opponent:
         self._optimizer.step()
 
     def _autocast(self, device: torch.device) -> AbstractContextManager[Any]:
-        return torch.autocast(device.type, dtype=torch.bfloat16, enabled=self._precision != torch.float32)
+        return torch.autocast(device.type, dtype=torch.bfloat16, enabled=self._dtype != torch.float32)
 
 
 def _draw(base: Base, clip: Clip, seed: int, step: int) -> tuple[Tensor, Tensor]:

@@ -91,6 +91,16 @@ class Discriminator(nn.Module):
         true_scores, drawn_scores = self(truth)[0].float(), self(drawn.detach())[0].float()
         return functional.relu(1 - true_scores).mean() + functional.relu(1 + drawn_scores).mean()
 
+    def slope(self, truth: Tensor) -> Tensor:
+        """Squared slope of the scores, mean over the pixels (Mescheder et al. 2018, "R1").
+
+        Kept small in long training: a discriminator that is too sure of itself tells the decoder nothing that helps.
+        """
+        with torch.autocast(truth.device.type, enabled=False):
+            seen = truth.detach().float().requires_grad_(True)
+            (slope,) = torch.autograd.grad(self(seen)[0].sum(), seen, create_graph=True)
+        return slope.square().sum(dim=1).mean()
+
 
 def _apart(features: Sequence[Tensor], wanted: Sequence[Tensor]) -> Tensor:
     """Mean over the layers of the mean absolute difference, in shares of the wanted features' size."""

@@ -35,7 +35,7 @@ from posecrafter.finetune.data import (
     frame_clip,
     prepare_clip,
 )
-from posecrafter.finetune.decoder import adapt_decoder
+from posecrafter.finetune.decoder import adapt_decoder, check_discriminator
 from posecrafter.finetune.masters import DTYPES, Masters, choose_precision
 from posecrafter.finetune.muon import build_optimizer
 from posecrafter.finetune.objective import leaked, signal_leak, timestep_weights
@@ -89,6 +89,7 @@ def finetune(
     """
     folder = RunFolder(Path(out))
     folder.check(resume, overwrite)
+    check_discriminator(base, options)
     frames, framed = frame_clip(video, poses, options.width, options.height)
     inputs = {"base_sha256": base.sha256, "clip_sha256": _clip_hash(frames, framed)}
     checkpoint = load_checkpoint(folder.checkpoint) if resume else None

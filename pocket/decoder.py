@@ -15,7 +15,9 @@ from posecrafter.finetune.discriminator import Discriminator
 from posecrafter.pocket.autoencoder import NOISE, Image, batch, build, reconstruct, reconstruction_loss, scaled
 from posecrafter.pocket.training import Average, Pass, Run, picture_sheet, psnr, sharpness
 
-DISCRIMINATOR_WEIGHT = 0.12
+DISCRIMINATOR_WEIGHT = 0.15
+SLOPE_WEIGHT, SLOPES_OF = 3.0, 2
+"""Of the discriminator's slope, at so many pictures of a batch."""
 
 
 class DecoderStage:
@@ -60,7 +62,8 @@ class DecoderStage:
         error = reconstruction_loss(drawn, truth)
         last = self.autoencoder.decoder.conv_out.weight
         loss = self.discriminator.decoder_loss(drawn, truth, error, last, DISCRIMINATOR_WEIGHT)
-        return loss + self.discriminator.own_loss(drawn, truth)
+        slope = self.discriminator.slope(truth[:SLOPES_OF])
+        return loss + self.discriminator.own_loss(drawn, truth) + SLOPE_WEIGHT * slope
 
     def sample(self, run: Run, step: int, average: Average) -> None:
         """Pictures and how they are drawn, row below row; PSNR and detail of the held-out ones."""

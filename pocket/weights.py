@@ -34,6 +34,7 @@ DEFAULTS: dict[str, Any] = {
         "train": "all",
         "window": 4,
         "adapt_decoder": 120,
+        "discriminator_weight": 0.25,
     },
     "pose_style": POSE_STYLE,
 }

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from posecrafter.errors import BaseModelError
 from posecrafter.finetune.base import Defaults, load_base, read_base_defaults
+from posecrafter.finetune.discriminator import Discriminator
 
 
 @pytest.fixture
@@ -54,6 +55,15 @@ def test_the_fingerprint_depends_on_the_weights_and_not_on_the_place(tiny_base, 
     state["decoder.conv_out.bias"] += 1
     save_file(state, file)
     assert load_base(folder).sha256 != base.sha256
+
+
+def test_a_base_may_bring_a_discriminator_that_no_person_depends_on(folder, base) -> None:
+    assert base.discriminator is None
+    Discriminator().save(folder)
+    loaded = load_base(folder)
+    assert loaded.discriminator is not None
+    assert not any(weight.requires_grad for weight in loaded.discriminator.parameters())
+    assert loaded.sha256 == base.sha256
 
 
 def test_a_controlnet_may_come_from_another_folder(folder, tmp_path, base) -> None:

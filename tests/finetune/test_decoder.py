@@ -44,10 +44,12 @@ def test_with_a_discriminator_the_decoder_answers_to_it_too_and_to_more_of_it_mo
     assert 0 < (little - without).square().mean() < (much - without).square().mean()
 
 
-def test_a_base_without_a_discriminator_refuses_a_weight_for_it(base, ready, options) -> None:
+def test_a_base_without_a_discriminator_refuses_a_weight_for_it_before_anything(base, clip, options, tmp_path) -> None:
+    wanting = replace(options, adapt_decoder=2, discriminator_weight=0.3)
     with pytest.raises(TrainingError, match="--discriminator-weight 0") as caught:
-        adapt_decoder(base, ready, replace(options, adapt_decoder=2, discriminator_weight=0.3))
+        finetune(*clip, base, tmp_path / "run", wanting)
     assert caught.value.code == "discriminator-missing"
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_person_file_carries_the_decoder(base, clip, options, tmp_path, tolerance) -> None:

@@ -55,6 +55,16 @@ def test_the_decoders_gradient_is_the_errors_and_so_many_times_the_scores(discri
     assert (whole - without).norm() == pytest.approx(weight * own.norm().item(), rel=1e-3)
 
 
+def test_the_slope_is_that_of_the_scores_and_can_be_learned(discriminator) -> None:
+    seen = pictures(3)[:1]
+    slope = discriminator.slope(seen)
+    slope.backward()
+    assert all(layer.weight.grad is not None for layer in discriminator.layers)
+    seen = seen.double().requires_grad_(True)
+    (gradient,) = torch.autograd.grad(discriminator.double()(seen)[0].sum(), seen)
+    assert slope.item() == pytest.approx(gradient.square().sum(dim=1).mean().item(), rel=1e-4)
+
+
 def test_neither_loss_has_a_gradient_for_the_other(discriminator) -> None:
     last = nn.Parameter(torch.ones(3, 1, 1))
     drawn, truth = pictures(1) * last, pictures(2)

@@ -24,6 +24,8 @@ def test_a_size_not_divisible_by_8_is_refused_with_one_that_is(size, near) -> No
         ("learning_rate", float("nan")),
         ("grad_clip", -1.0),
         ("weight_decay", -0.1),
+        ("discriminator_weight", -0.1),
+        ("discriminator_weight", float("inf")),
         ("lora_rank", 0),
         ("max_seconds", 0.0),
         ("seed", -1),

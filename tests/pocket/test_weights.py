@@ -10,10 +10,11 @@ import torch
 from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from posecrafter.pocket.autoencoder import reconstruct
+from posecrafter.finetune.discriminator import Discriminator
+from posecrafter.pocket.autoencoder import reconstruct, tensor_of
 from posecrafter.pocket.data import POSE_STYLE
 from posecrafter.pocket.figures import still
-from posecrafter.pocket.training import psnr
+from posecrafter.pocket.training import psnr, sharpness
 from posecrafter.pocket.weights import FOLDER, parameters
 from posecrafter.pocket.words import LENGTH, WIDTH, token_ids
 from posecrafter.pose import draw_frame
@@ -45,7 +46,7 @@ def test_weights_are_safetensors_in_half_precision():
     from safetensors.torch import load_file
 
     files = list(FOLDER.rglob("*.safetensors"))
-    assert len(files) == 4
+    assert len(files) == 5
     for path in files:
         assert {value.dtype for value in load_file(path).values() if value.is_floating_point()} == {torch.float16}
         assert all(torch.isfinite(value).all() for value in load_file(path).values())
@@ -61,6 +62,20 @@ def test_the_autoencoder_has_16_channels_and_restores_people_it_has_never_seen(a
     pictures = np.stack([figure[0] for figure in figures])
     assert autoencoder.config.latent_channels == 16
     assert psnr(pictures, reconstruct(autoencoder, pictures)) >= LEAST_PSNR
+
+
+def test_the_discriminator_tells_true_people_from_drawn_ones(autoencoder, figures):
+    discriminator = Discriminator.load(FOLDER)
+    pictures = np.stack([figure[0] for figure in figures])
+    drawn = reconstruct(autoencoder, pictures)
+    with torch.no_grad():
+        scores = [discriminator(tensor_of(shown, autoencoder.device))[0].mean() for shown in (pictures, drawn)]
+    assert scores[0] > scores[1]
+
+
+def test_the_decoder_draws_about_as_much_detail_as_there_is(autoencoder, figures):
+    pictures = np.stack([figure[0] for figure in figures])
+    assert 0.5 < sharpness(reconstruct(autoencoder, pictures)) / sharpness(pictures) < 1.5
 
 
 def test_the_autoencoder_also_works_at_256(autoencoder):
