@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.autograd.graph import register_multi_grad_hook
+from torch.utils.hooks import RemovableHandle
 
 from posecrafter.finetune.layers import Fold, add_residual
 from posecrafter.finetune.network import VideoDenoiser
@@ -16,6 +17,7 @@ class Beside:
 
     def __init__(self, denoiser: VideoDenoiser, second: SecondThread) -> None:
         self._denoiser, self._second = denoiser, second
+        self._hook: RemovableHandle | None = None
 
     def __call__(self, x: Tensor, timestep: Tensor, text: Tensor, pose_features: Tensor) -> Tensor:
         """eps of one clip, for `backward`; inputs and result are VideoDenoiser.forward's."""
@@ -31,13 +33,15 @@ class Beside:
         """loss.backward()."""
         loss.backward()
         self._second.result()
+        if self._hook is not None:
+            self._hook.remove()  # it holds the residuals that hold it, which nobody would collect
 
     def _cut(self, residuals: list[tuple[Tensor, Fold]]) -> list[tuple[Tensor, Fold]]:
         """The same residuals without their graph, whose backward pass starts once all their gradients are there."""
         trained = [tensor for tensor, _ in residuals if tensor.requires_grad]
         leaves = [tensor.detach().requires_grad_() for tensor in trained]
         if leaves:
-            register_multi_grad_hook(
+            self._hook = register_multi_grad_hook(
                 leaves, lambda gradients: self._second.start(torch.autograd.backward, trained, gradients)
             )
         remaining = iter(leaves)

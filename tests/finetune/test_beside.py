@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 
 import pytest
@@ -55,3 +56,21 @@ def test_a_controlnet_that_is_not_trained_needs_no_backward_pass(lively, draw) -
     found = gradients(lively, beside, beside.backward, draw(3))
     assert found
     assert all(name.startswith("unet.") for name in found)
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_a_pass_leaves_no_tensors_behind(lively, draw) -> None:
+    choose_trained(lively, "all")
+    beside, inputs = Beside(lively, SecondThread()), draw(3)
+
+    def alive() -> int:
+        gradients(lively, beside, beside.backward, inputs)
+        return sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
+
+    gc.collect()
+    gc.disable()
+    try:
+        counts = [alive() for _ in range(4)]
+    finally:
+        gc.enable()
+    assert counts[1:] == counts[1:2] * 3
