@@ -87,11 +87,16 @@ def _decoder(arguments: argparse.Namespace) -> None:
 
 
 def _save_decoder(cache: Path, folder: Path, autoencoder: AutoencoderKL) -> None:
-    """The decoder's and the discriminator's averages, with the encoder that they were trained with."""
-    autoencoder, discriminator = copy.deepcopy(autoencoder).cpu(), Discriminator()
-    averages(cache / "decoder", {"decoder": decoder_of(autoencoder), "discriminator": discriminator})
+    autoencoder, discriminator = _averaged_decoder(cache, autoencoder)
     weights.save_autoencoder(folder, autoencoder)
     discriminator.save(folder)
+
+
+def _averaged_decoder(cache: Path, autoencoder: AutoencoderKL) -> tuple[AutoencoderKL, Discriminator]:
+    """The decoder's and the discriminator's averages, the former with the encoder that it was trained with."""
+    autoencoder, discriminator = copy.deepcopy(autoencoder).cpu(), Discriminator()
+    averages(cache / "decoder", {"decoder": decoder_of(autoencoder), "discriminator": discriminator})
+    return autoencoder, discriminator
 
 
 def _pictures(arguments: argparse.Namespace) -> tuple[list[tuple[NDArray[np.uint8], float]], NDArray[np.uint8]]:
@@ -130,10 +135,12 @@ def _save(arguments: argparse.Namespace) -> None:
         diffusion.build_unet(), diffusion.build_controlnet(), words.build_text_encoder(tokenizer)
     )
     averages(cache / "diffusion", {**vars(networks)})
-    folder, autoencoder = arguments.output or weights.FOLDER, _trained_autoencoder(arguments).cpu()
-    weights.save(folder, autoencoder, networks, tokenizer)
-    if not arguments.base and (cache / "decoder" / "checkpoint.pt").exists():
-        _save_decoder(cache, folder, autoencoder)
+    autoencoder, discriminator = _trained_autoencoder(arguments).cpu(), None
+    if arguments.base:
+        discriminator = Discriminator.load(arguments.base)
+    elif (cache / "decoder" / "checkpoint.pt").exists():
+        autoencoder, discriminator = _averaged_decoder(cache, autoencoder)
+    weights.save(arguments.output or weights.FOLDER, autoencoder, networks, tokenizer, discriminator)
 
 
 def _trained_autoencoder(arguments: argparse.Namespace) -> AutoencoderKL:

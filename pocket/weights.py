@@ -10,6 +10,7 @@ from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, UNet2DCondi
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from posecrafter.files import read_json, write_json
+from posecrafter.finetune.discriminator import Discriminator
 from posecrafter.pocket.data import POSE_STYLE
 from posecrafter.pocket.diffusion import SCHEDULE, Networks
 
@@ -51,8 +52,10 @@ def save(
     autoencoder: AutoencoderKL,
     networks: Networks,
     tokenizer: CLIPTokenizer,
+    discriminator: Discriminator | None = None,
 ) -> None:
-    """Write vae/, unet/, controlnet/, text_encoder/, tokenizer/, scheduler/, model_index.json and posecrafter.json."""
+    """Write vae/, unet/, controlnet/, text_encoder/, tokenizer/, scheduler/, model_index.json and posecrafter.json;
+    discriminator/ where there is one, without which the base asks for none."""
     save_autoencoder(folder, autoencoder)
     networks.unet.half().save_pretrained(folder / "unet")
     networks.controlnet.half().save_pretrained(folder / "controlnet")
@@ -75,6 +78,11 @@ def save(
         "vae": ["diffusers", "AutoencoderKL"],
     }
     write_json(folder / "model_index.json", index)
+    if discriminator is None:
+        none = {**DEFAULTS["defaults"], "discriminator_weight": 0.0}
+        write_json(folder / "posecrafter.json", {**DEFAULTS, "defaults": none})
+        return
+    discriminator.save(folder)
     write_json(folder / "posecrafter.json", DEFAULTS)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 
 import numpy as np
@@ -10,12 +11,13 @@ import torch
 from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from posecrafter.finetune.base import load_base
 from posecrafter.finetune.discriminator import Discriminator
 from posecrafter.pocket.autoencoder import reconstruct, tensor_of
 from posecrafter.pocket.data import POSE_STYLE
 from posecrafter.pocket.figures import still
 from posecrafter.pocket.training import psnr, sharpness
-from posecrafter.pocket.weights import FOLDER, parameters
+from posecrafter.pocket.weights import FOLDER, load_networks, parameters, save
 from posecrafter.pocket.words import LENGTH, WIDTH, token_ids
 from posecrafter.pose import draw_frame
 
@@ -141,3 +143,13 @@ def test_defaults_for_the_tool_are_there():
 
 def test_parameters_counts_all_networks(autoencoder):
     assert parameters(autoencoder, autoencoder) == 2 * sum(weight.numel() for weight in autoencoder.parameters())
+
+
+@pytest.mark.parametrize("has_one", [True, False])
+def test_a_saved_base_asks_for_the_discriminator_that_it_has_and_for_no_other(tmp_path, autoencoder, has_one):
+    discriminator = Discriminator.load(FOLDER) if has_one else None
+    tokenizer = CLIPTokenizer.from_pretrained(FOLDER / "tokenizer")
+    save(tmp_path, copy.deepcopy(autoencoder), load_networks(FOLDER), tokenizer, discriminator)
+    base = load_base(tmp_path)
+    assert (base.discriminator is not None) == has_one
+    assert (base.defaults.discriminator_weight > 0) == has_one
