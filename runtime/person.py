@@ -108,8 +108,13 @@ def find_pack(bundle: Path, person: str | Path) -> Path:
         return inside
     if (Path(person) / RECORD).is_file():
         return Path(person)
-    there = sorted(path.parent.name for path in (bundle / FOLDER).glob(f"*/{RECORD}"))
-    raise BundleError("pack-missing", f"{bundle} has no person {str(person)!r}; it has: {', '.join(there) or 'none'}")
+    there = ", ".join(people_of(bundle)) or "none"
+    raise BundleError("pack-missing", f"{bundle} has no person {str(person)!r}; it has: {there}")
+
+
+def people_of(bundle: Path) -> list[str]:
+    """The names of the people whose packs lie in a shared bundle, without its own person."""
+    return sorted(path.parent.name for path in (bundle / FOLDER).glob(f"*/{RECORD}"))
 
 
 def read_person(bundle: Bundle, folder: Path) -> tuple[Bundle, Arrays]:

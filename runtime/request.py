@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from posecrafter.errors import RequestError
 from posecrafter.manifest import MOST_ITERATIONS
@@ -102,3 +102,27 @@ class Request:
             raise RequestError(
                 "decode-chunk-range", f"decode_chunk is {self.decode_chunk}; it must be at least 1 frame"
             )
+
+
+def worded(
+    poses: PoseTrack,
+    *,
+    inversion: str = "reference",
+    edit: str = ",".join(REGIONS),
+    memory: float | None = None,
+    **rest: Any,
+) -> Request:
+    """A request in the words of a command line or a URL; `rest`: its other fields.
+
+    inversion: "none" for None. edit: regions, comma separated, or "none". memory: in MiB.
+    Raises: RequestError (see Request), "memory-budget".
+    """
+    if memory is not None and not (math.isfinite(memory) and memory > 0):
+        raise RequestError("memory-budget", f"memory is {memory:g}; give a number of MiB above 0")
+    return Request(
+        poses=poses,
+        inversion=None if inversion == "none" else inversion,  # type: ignore[arg-type]  # Request refuses other words
+        edit=() if edit == "none" else tuple(part.strip() for part in edit.split(",")),  # type: ignore[misc]
+        memory=None if memory is None else int(memory * 2**20),
+        **rest,
+    )

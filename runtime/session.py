@@ -111,6 +111,10 @@ class Session:
             self._people[key] = bundle, Network(BoundEngine(self.engine, upload_weights(self.engine, weights)))
         self.bundle, self._network = self._people[key]
 
+    def unload_person(self, person: str | Path) -> None:
+        """Free the memory of somebody who was loaded by this name. Whoever is rendered is so still; nobody, nothing."""
+        self._people.pop(str(person), None)
+
     def plan(self, request: Request) -> Plan:
         """What `render` would do; no network runs. Raises: RequestError, PoseError."""
         return make_plan(request, self.bundle)

@@ -18,6 +18,7 @@ LEVEL = {
     "posecrafter.runtime": 1,
     "posecrafter.finetune": 2,
     "posecrafter.export": 3,
+    "posecrafter.serve": 4,
     "posecrafter.bench": 4,
 }
 FOLDER = {"posecrafter": "posecrafter"} | {name: name.split(".")[1] for name in LEVEL if "." in name}
@@ -31,6 +32,7 @@ THIRD_PARTY = {
         "torch", "onnx", "onnxscript", "onnx_ir", "polygraphy", "numpy", "safetensors", "diffusers", "transformers",
         "tokenizers", "openvino",
     },
+    "posecrafter.serve": {"fastapi", "pydantic", "prometheus_client", "numpy"},
     "posecrafter.bench": {
         "numpy", "cv2", "skimage", "matplotlib", "torch", "openvino", "onnxruntime", "triton", "diffusers", "xformers",
         "safetensors",

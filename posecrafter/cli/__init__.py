@@ -17,6 +17,7 @@ from posecrafter.cli.generate import generate_command
 from posecrafter.cli.inspect import inspect_command
 from posecrafter.cli.plan import plan_command
 from posecrafter.cli.poses import app as poses_app
+from posecrafter.cli.serve import serve_command
 from posecrafter.errors import PoseCrafterError
 
 app = typer.Typer(
@@ -49,6 +50,7 @@ app.command("export")(export_command)
 app.command("compile")(compile_command)
 app.command("plan")(plan_command)
 app.command("generate")(generate_command)
+app.command("serve")(serve_command)
 app.command("inspect")(inspect_command)
 app.command("demo")(demo_command)
 app.command("bench")(bench_command)

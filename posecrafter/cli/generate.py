@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -49,7 +48,7 @@ KeepMean = Annotated[
 Windowing = Annotated[int | None, typer.Option("--window", help="Target frames a pass.")]
 Memory = Annotated[float | None, typer.Option("--memory", help="Memory budget of a pass, in MiB.")]
 _FRAME = re.compile(r"\d{5,}\.png")
-_CACHE = Path.home() / ".cache" / "posecrafter" / "inversions"
+INVERSIONS = Path.home() / ".cache" / "posecrafter" / "inversions"
 AsJson = Annotated[bool, typer.Option("--json", help="Print the report as JSON.")]
 
 
@@ -125,7 +124,7 @@ def generate_command(
         memory=memory,
         decode_chunk=decode_chunk,
     )
-    with _open(bundle, engine, threads, precision, device, kernels, _CACHE if cache else None) as session:
+    with _open(bundle, engine, threads, precision, device, kernels, INVERSIONS if cache else None) as session:
         if person is not None:
             session.load_person(person)
         warn(session.plan(request).warnings)
@@ -143,23 +142,9 @@ def generate_command(
 def make_request(poses: Path, **options: Any) -> Request:
     """A request out of the command line's words. Raises PoseError (see read_poses), RequestError (see Request)."""
     from posecrafter.pose import read_poses
-    from posecrafter.runtime import Request
+    from posecrafter.runtime.request import worded
 
-    memory = options.pop("memory")
-    inversion, edit = options.pop("inversion"), options.pop("edit")
-    return Request(
-        poses=read_poses(poses),
-        inversion=None if inversion == "none" else inversion,
-        edit=() if edit == "none" else tuple(part.strip() for part in edit.split(",")),
-        memory=None if memory is None else _bytes(memory),
-        **options,
-    )
-
-
-def _bytes(mebibytes: float) -> int:
-    if not (math.isfinite(mebibytes) and mebibytes > 0):
-        raise RequestError("memory-budget", f"--memory is {mebibytes:g}; give a number of MiB above 0")
-    return int(mebibytes * 2**20)
+    return worded(read_poses(poses), **options)
 
 
 def _open(

@@ -94,14 +94,14 @@ def _plain(records: Mapping[str, Choice | Pack | Built | str]) -> dict[str, Any]
 
 def _people(bundle: Path) -> dict[str, Pack | str]:
     """Every person's record, the pack's files verified; or in its place the reason why it cannot be used."""
-    from posecrafter.runtime.person import FOLDER, RECORD, Pack
+    from posecrafter.runtime.person import Pack, find_pack, people_of
 
     found: dict[str, Pack | str] = {}
-    for path in sorted((bundle / FOLDER).glob(f"*/{RECORD}")):
+    for name in people_of(bundle):
         try:
-            found[path.parent.name] = Pack.read(path.parent)
+            found[name] = Pack.read(find_pack(bundle, name))
         except BundleError as error:
-            found[path.parent.name] = f"error[{error.code}]: {error.message}"
+            found[name] = f"error[{error.code}]: {error.message}"
     return found
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import av
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from posecrafter.errors import VideoError
-from posecrafter.video import read_video, write_video
+from posecrafter.video import VideoEncoder, read_video, write_video
 
 
 def moving_ramp(frames: int, height: int = 48, width: int = 64) -> np.ndarray:
@@ -29,6 +30,25 @@ def test_a_written_video_reads_back_with_its_frames_and_rate(frames: int, tmp_pa
     assert video.frames.shape == (frames, 48, 64, 3)
     assert video.fps == pytest.approx(29.97, abs=0.01)
     assert np.abs(video.frames.astype(int) - moving_ramp(frames)).mean() < 3
+
+
+def test_a_sink_gets_a_video_that_plays_while_it_grows() -> None:
+    class Sink(list[bytes]):
+        def write(self, part: bytes, /) -> int:
+            self.append(bytes(part))
+            return len(part)
+
+    sink, frames = Sink(), moving_ramp(12)
+    with VideoEncoder(sink, 25) as encoder:
+        for count, frame in enumerate(frames):
+            encoder.write(frame)
+            if count:  # each is there once the next one is
+                with av.open(io.BytesIO(b"".join(sink))) as so_far:
+                    assert sum(1 for _ in so_far.decode(video=0)) == count
+    with av.open(io.BytesIO(b"".join(sink))) as whole:
+        pictures = [picture.to_ndarray(format="rgb24") for picture in whole.decode(video=0)]
+        assert whole.streams.video[0].average_rate == 25
+    assert np.abs(np.stack(pictures).astype(int) - frames).mean() < 3
 
 
 def test_a_range_of_frames_has_both_ends(clip: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -355,3 +356,18 @@ def test_reference_inversion_of_equal_frames_equals_one_frame(tiny_bundle: Path,
         one = session.render(Request(poses=still[:1], steps=3, edit=())).frames
         many = session.render(Request(poses=still, steps=3, edit=(), inversion=inversion)).frames
     assert np.abs(many.astype(int) - one).max() <= 1
+
+
+def test_a_person_who_is_unloaded_is_freed_and_can_come_back(shared_bundle: Path) -> None:
+    with Session.open(shared_bundle, "onnxruntime", threads=1) as session:
+        request = Request(poses=session.bundle.poses[:1], steps=1)
+        own = session.render(request).frames
+        session.load_person("b")
+        frames, network = session.render(request).frames, weakref.ref(session._network)
+        session.unload_person("b")
+        np.testing.assert_array_equal(session.render(request).frames, frames)
+        session.load_person()
+        assert network() is None
+        np.testing.assert_array_equal(session.render(request).frames, own)
+        session.load_person("b")
+        np.testing.assert_array_equal(session.render(request).frames, frames)

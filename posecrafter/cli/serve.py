@@ -1,0 +1,67 @@
+"""`posecrafter serve`: a bundle as an HTTP service."""
+
+from __future__ import annotations
+
+import os
+import socket
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from posecrafter.cli.generate import INVERSIONS
+from posecrafter.errors import RequestError
+
+
+def serve_command(
+    bundle: Annotated[Path, typer.Argument(help="A bundle; of a shared one, everybody.")],
+    host: Annotated[str, typer.Option("--host", help="Address to listen on; 0.0.0.0 for every one.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", help="Port to listen on; 0 for any that is free.")] = 8000,
+    sessions: Annotated[int, typer.Option("--sessions", min=1, help="Requests rendered side by side.")] = 1,
+    waiting: Annotated[int, typer.Option("--waiting", min=0, help="Requests that may wait beside them.")] = 16,
+    people: Annotated[
+        int, typer.Option("--people", min=1, help="People of a shared bundle that each session keeps in memory.")
+    ] = 16,
+    engine: Annotated[str, typer.Option("--engine", help="As for generate.")] = "auto",
+    precision: Annotated[str | None, typer.Option("--precision", help="As for generate.")] = None,
+    threads: Annotated[
+        int | None, typer.Option("--threads", help="CPU threads of each session; default: they share the cores.")
+    ] = None,
+    cache: Annotated[bool, typer.Option(help="Keep inverted frames in the user's cache, for later processes.")] = True,
+) -> None:
+    """Render over HTTP: POST poses to /v1/videos, get the video while it is made. Ctrl-C ends what is open first."""
+    if any(find_spec(name) is None for name in ("fastapi", "uvicorn", "prometheus_client")):
+        raise RequestError("serve-missing", "the service is not installed; run: pip install 'posecrafter[serve]'")
+    import uvicorn
+
+    from posecrafter.cli.speed import measured_folder
+    from posecrafter.runtime import Session
+    from posecrafter.serve import Service, make_app, warm
+
+    listening = _listen(host, port)
+    if threads is None and sessions > 1:
+        threads = max(1, len(os.sched_getaffinity(0)) // sessions)
+    opened = [
+        Session.open(bundle, engine, threads, precision, INVERSIONS if cache else None, measured_folder())
+        for _ in range(sessions)
+    ]
+    for session in opened:
+        warm(session)
+    app = make_app(Service(opened, waiting, people))
+    address = f"[{host}]" if ":" in host else host
+    typer.echo(
+        f"{bundle} on http://{address}:{listening.getsockname()[1]} ({opened[0].choice or opened[0].engine.name} on "
+        f"{opened[0].engine.device}); /docs describes it",
+        err=True,
+    )
+    uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False)).run(sockets=[listening])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Before anything is loaded. Raises: RequestError "listen"."""
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family, backlog=128)
+    except (OSError, OverflowError) as error:
+        raise RequestError("listen", f"cannot listen on {host}, port {port}: {error}") from error

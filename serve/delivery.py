@@ -1,0 +1,77 @@
+"""A video on its way out: encoded on the session's thread, sent from the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+
+import fastapi
+import numpy as np
+from fastapi.responses import StreamingResponse
+from numpy.typing import NDArray
+
+from posecrafter.errors import PoseCrafterError, RequestError
+from posecrafter.runtime import Plan, Request
+from posecrafter.serve.service import Job, Take
+from posecrafter.video import VideoEncoder
+
+_POLL = 0.2
+"""Seconds between two looks whether a client that waits for its first frame is still there."""
+
+
+class Delivery:
+    """One job and its answer. `write` is the encoder's door; everything else runs on the event loop."""
+
+    def __init__(self, request: Request, person: str | None) -> None:
+        self.job = Job(request, person, self._output, self._tell)
+        self._loop = asyncio.get_running_loop()
+        self._parts: asyncio.Queue[bytes | PoseCrafterError | None] = asyncio.Queue()
+        self._headers: dict[str, str] = {}
+
+    def write(self, part: bytes, /) -> int:
+        """Send bytes of the video; from any thread."""
+        self._tell(bytes(part))
+        return len(part)
+
+    async def answer(self, http: fastapi.Request) -> StreamingResponse:
+        """The answer, once its first bytes are there: what fails before that has a status of its own.
+
+        Raises: PoseCrafterError, the job's; RequestError "cancelled" when the client went away.
+        """
+        first = asyncio.ensure_future(self._parts.get())
+        while not (await asyncio.wait({first}, timeout=_POLL))[0]:
+            if await http.is_disconnected():
+                self.job.cancelled.set()
+                first.cancel()
+                raise RequestError("cancelled", "the client went away")
+        part = first.result()
+        if isinstance(part, PoseCrafterError):
+            raise part
+        return StreamingResponse(self._rest(part), media_type="video/mp4", headers=self._headers)
+
+    async def _rest(self, part: bytes | PoseCrafterError | None) -> AsyncIterator[bytes]:
+        """An error in the middle breaks the connection off, so that nobody takes half a video for a whole one."""
+        try:
+            while isinstance(part, bytes):
+                yield part
+                part = await self._parts.get()
+            if part is not None:
+                raise part
+        finally:
+            self.job.cancelled.set()
+
+    @contextmanager
+    def _output(self, plan: Plan, fps: float) -> Iterator[Take]:
+        self._headers["posecrafter-plan"] = json.dumps(plan.summary())
+        with VideoEncoder(self, fps) as encoder:
+
+            def take(frames: NDArray[np.uint8]) -> None:
+                for frame in frames:
+                    encoder.write(frame)
+
+            yield take
+
+    def _tell(self, part: bytes | PoseCrafterError | None) -> None:
+        self._loop.call_soon_threadsafe(self._parts.put_nowait, part)
