@@ -34,11 +34,19 @@ def tables(records: Iterable[dict[str, Any]]) -> str:
     for device in sorted({record["device"] for record in newest.values()}):
         mine = [record for record in newest.values() if record["device"] == device]
         dry = " (dry run on a CPU: these figures say nothing)" if any(record["dry"] for record in mine) else ""
-        text += f"\n### {device}{dry}\n\n"
+        text += f"\n### {device}{dry}\n\n{_made_by(mine)}\n\n"
         text += _kernels([record for record in mine if "ours_ms" in record])
         text += _networks([record for record in mine if "ms" in record and "flops_after_savings" in record])
         text += _pipelines([record for record in mine if "sample_seconds" in record])
     return text
+
+
+def _made_by(records: list[dict[str, Any]]) -> str:
+    """The commits, days and libraries of a device's records."""
+    commits = sorted({record["commit"][:7] for record in records})
+    days = sorted({record["date"][:10] for record in records})
+    versions = ", ".join(f"{name} {version}" for name, version in records[-1]["versions"].items())
+    return f"Commit {', '.join(commits)}; {', '.join(days)}; {versions}."
 
 
 def _kernels(records: list[dict[str, Any]]) -> str:
@@ -51,7 +59,17 @@ def _kernels(records: list[dict[str, Any]]) -> str:
         )
         for record in records
     ]  # fmt: skip
-    head = ("kernel", "case", "ours ms", "best rival ms", "which", "ratio", "TB/s", "of copy", "of products")
+    head = (
+        "kernel",
+        "case",
+        "ours ms",
+        "best rival ms",
+        "which",
+        "ratio",
+        "TB/s",
+        "of copy's rate",
+        "of products' rate",
+    )
     return _table(head, rows)
 
 
@@ -64,7 +82,9 @@ def _networks(records: list[dict[str, Any]]) -> str:
         )
         for record in records
     ]  # fmt: skip
-    return _table(("step", "frames", "ms", "TFLOP/s", "of 989", "reserved GiB", "held", "counted", "ratio"), rows)
+    return _table(
+        ("step", "frames", "ms", "TFLOP/s", "of 989", "reserved GiB", "held GiB", "counted GiB", "faster"), rows
+    )
 
 
 def _pipelines(records: list[dict[str, Any]]) -> str:
@@ -75,7 +95,7 @@ def _pipelines(records: list[dict[str, Any]]) -> str:
         )
         for record in records
     ]  # fmt: skip
-    return _table(("pipeline", "target frames", "invert s", "sample s", "reserved GiB", "held", "ratio"), rows)
+    return _table(("pipeline", "target frames", "invert s", "sample s", "reserved GiB", "held GiB", "faster"), rows)
 
 
 def _memory(record: dict[str, Any]) -> tuple[str, ...]:

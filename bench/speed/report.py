@@ -36,50 +36,58 @@ def write_report(records: Sequence[Record], page: Path) -> None:
     head, tail = text[: text.index(BEGIN) + len(BEGIN)], text[text.index(END) :]
     plots = _plots(found, page.parent)
     images = [f"![{words}]({name})" for name, words in plots.items()]
-    body = "\n\n".join([_machine(found), *_tables(found), *images])
+    body = "\n\n".join([_machine(found), *_tables(found), *(["### Plots", *images] if images else [])])
     with atomic_write(page) as temporary:
         temporary.write_text(f"{head}\n\n{body}\n\n{tail}", encoding="utf-8")
 
 
 def _machine(records: Sequence[Record]) -> str:
-    told = {
-        (m["cpu"], m["cores"], m["threads"], " ".join(m["flags"]), m["commit"], m["date"][:10])
-        for m in (record["machine"] for record in records)
-    }
+    machines: dict[tuple[Any, ...], dict[str, set[str]]] = {}
+    for m in (record["machine"] for record in records):
+        key = (m["cpu"], m["cores"], m["threads"], " ".join(m["flags"]))
+        found = machines.setdefault(key, {"commits": set(), "dates": set()})
+        found["commits"].add(m["commit"])
+        found["dates"].add(m["date"][:10])
     loads, cores = zip(*((r["machine"]["load"], r["machine"]["cores"]) for r in records), strict=True)
     lines = [
-        f"{cpu}, {cores} cores, {threads} threads ({flags}), commit {commit}, {date}."
-        for cpu, cores, threads, flags, commit, date in sorted(told)
+        f"- {cpu}, {cores} cores, {threads} threads ({flags}), commit {', '.join(sorted(found['commits']))}; "
+        f"{', '.join(sorted(found['dates']))}."
+        for (cpu, cores, threads, flags), found in sorted(machines.items())
     ]
     libraries = records[-1]["machine"]["libraries"]
-    lines.append(", ".join(f"{name} {version}" for name, version in libraries.items()) + ".")
-    lines.append(f"Load of the machine when the cases began: {min(loads):.1f} to {max(loads):.1f}.")
+    lines.append("- " + ", ".join(f"{name} {version}" for name, version in libraries.items()) + ".")
+    lines.append(f"- Load of the machine when the cases began: {min(loads):.1f} to {max(loads):.1f}.")
     if max(loads) > max(cores) + 1:
         lines.append(
-            "**The machine was busy.** PyTorch's threads wait for one another, so with more than one thread the ratios "
-            "flatter us: record again on an idle machine."
+            "- **The machine was busy.** PyTorch's threads wait for one another, so with more than one thread the "
+            "ratios flatter us: record again on an idle machine."
         )
     return "\n".join(lines)
 
 
 def _tables(records: Sequence[Record]) -> list[str]:
     kinds = {kind: [r for r in records if r["kind"] == kind] for kind in ("render", "memory", "operators", "step")}
-    made = [_aims(kinds["render"], kinds["memory"])]
+    made = ["### Aims", _aims(kinds["render"], kinds["memory"])]
     if kinds["render"]:
-        made.append(_renders(kinds["render"]))
+        made += ["### Seconds of a request", *_renders(kinds["render"])]
     if kinds["memory"]:
         names = ("case", "peak_mib", "open_seconds", "import_seconds")
         rows = [[record[name] for name in names] for record in kinds["memory"]]
-        made.append(_table(["a fresh process", "peak, MiB", "to open, s", "import posecrafter.runtime, s"], rows))
+        head = ["process", "peak, MiB", "to open, s", "import posecrafter.runtime, s"]
+        made += ["### Memory of a fresh process", _table(head, rows)]
     if kinds["step"]:
+        steps = sorted(kinds["step"], key=lambda r: (r["size"], -r["step_seconds"]))
         rows = [
             [r["case"], r["frames"], r["step_gflop"], r["step_seconds"], r["gflop_per_second"], _share(r)]
-            for r in kinds["step"]
+            for r in steps
         ]
-        made.append(_table(["one guided step", "frames", "GFLOP", "s", "GFLOP/s", "of the roof"], rows))
+        head = ["one guided step", "frames", "GFLOP", "s", "GFLOP/s", "of peak"]
+        made += ["### Stable Diffusion 1.5's size", _table(head, rows)]
+    if kinds["operators"]:
+        made.append("### Time of a guided step by operator")
     for record in kinds["operators"]:
-        shares = ", ".join(f"{name} {share:.1%}" for name, share in record["shares"].items())
-        made.append(f"One guided step, {record['label']}, {record['step_seconds']:.3f} s of kernels: {shares}.")
+        rows = [[name, f"{share:.1%}"] for name, share in record["shares"].items()]
+        made.append(_table([f"{record['label']}, {record['step_seconds']:.3f} s", "share"], rows))
     return made
 
 
@@ -107,20 +115,46 @@ def _aims(renders: Sequence[Record], memories: Sequence[Record]) -> str:
     return _table(["against the published loop, eager fp32", "aim", "measured"], rows)
 
 
-def _renders(records: Sequence[Record]) -> str:
-    rows = []
-    for r in records:
-        if "skipped" in r:
-            rows.append([r["case"], r["label"], f"skipped: {r['skipped']}", *[""] * 6])
-            continue
-        seconds = r["seconds"]
-        rows.append(
-            [r["case"], r["label"], f"{seconds['p50']:.2f}", f"{seconds['p20']:.2f} .. {seconds['p80']:.2f}",
-             f"{r['ratio']:.2f}x", r["frame_evaluations"], r["gflop_per_second"], _share(r), r["psnr"]]
-        )  # fmt: skip
-    return _table(
-        ["case", "who", "s, p50", "p20 .. p80", "speed", "evaluations", "GFLOP/s", "of the roof", "PSNR, dB"], rows
-    )
+def _renders(records: Sequence[Record]) -> list[str]:
+    """A line of words and a table for each case; the published loop first, then by mode, precision and speed."""
+    made = []
+    for case in dict.fromkeys(record["case"] for record in records):
+        mine = sorted((r for r in records if r["case"] == case), key=_place)
+        first = mine[0]
+        size = f"{first['size']}x{first['size']}"
+        made.append(f"**{case}**: {first['frames']} target frames at {size}, {first['steps']} + {first['steps']} steps")
+        head = [
+            "runner",
+            "precision, mode",
+            "s, p50",
+            "p20 .. p80",
+            "speed",
+            "evaluations",
+            "GFLOP/s",
+            "of peak",
+            "PSNR",
+        ]
+        made.append(_table(head, [_render(record) for record in mine]))
+    return made
+
+
+def _place(record: Record) -> tuple[Any, ...]:
+    published = record["runner"].startswith("published")
+    return (
+        not published, record["inversion"] != "target", record["repeated"], record["precision"] != "fp32",
+        0 if published else -record["ratio"],
+    )  # fmt: skip
+
+
+def _render(r: Record) -> list[Any]:
+    words = f"{r['precision']}, {r['inversion']}{', repeated' if r['repeated'] else ''}"
+    if "skipped" in r:
+        return [r["runner"], words, f"skipped: {r['skipped']}", *[""] * 6]
+    seconds = r["seconds"]
+    return [
+        r["runner"], words, f"{seconds['p50']:.2f}", f"{seconds['p20']:.2f} .. {seconds['p80']:.2f}",
+        f"{r['ratio']:.2f}x", r["frame_evaluations"], r["gflop_per_second"], _share(r), r["psnr"],
+    ]  # fmt: skip
 
 
 def _share(record: Record) -> str:

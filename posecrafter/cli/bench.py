@@ -15,7 +15,7 @@ def bench_command(
     quick: Annotated[
         bool, typer.Option("--quick", help="A few small cases: about two minutes on two idle cores.")
     ] = False,
-    large: Annotated[bool, typer.Option("--large", help="Stable Diffusion 1.5's size: 14 GB, 20 minutes.")] = False,
+    large: Annotated[bool, typer.Option("--large", help="Stable Diffusion 1.5's size: 14 GB, 30 minutes.")] = False,
     case: Annotated[list[str] | None, typer.Option("--case", help="Only this case; may be repeated.")] = None,
     threads: Annotated[int | None, typer.Option("--threads", help="Of every runner; default one a core.")] = None,
     again: Annotated[bool, typer.Option("--again", help="Measure also what is recorded for this commit.")] = False,
@@ -29,7 +29,7 @@ def bench_command(
     ),
     as_json: Annotated[bool, typer.Option("--json", help="Print the records as JSON lines.")] = False,
 ) -> None:
-    """Measure speed and memory against the published loop, in turn and in one process; about 35 minutes in full."""
+    """Measure speed and memory against the published loop, in turn and in one process; about 45 minutes in full."""
     from posecrafter.bench.records import read_records
     from posecrafter.bench.speed.cases import FULL, LARGE, QUICK
     from posecrafter.bench.speed.records import latest, record_cases
@@ -66,7 +66,7 @@ def _line(record: dict[str, object]) -> str:
         "s": record.get("seconds", record.get("step_seconds")),
         "speed": record.get("ratio"),
         "peak MiB": record.get("peak_mib"),
-        "of the roof": record.get("share"),
+        "of peak": record.get("share"),
         "PSNR dB": record.get("psnr"),
     }
     values = ", ".join(f"{name} {value}" for name, value in told.items() if value is not None)
