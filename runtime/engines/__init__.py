@@ -40,7 +40,7 @@ _WITHOUT_BF16 = (
     "this CPU multiplies no bf16 (neither AMX nor AVX512-BF16), and without it openvino is no faster than onnxruntime "
     "and takes more memory; --engine openvino takes it all the same"
 )
-# 683 against 677 ms a step, 545 against 311 MiB: bench/results/engines.jsonl, docs/performance.md.
+# 683 against 677 ms a step (bench/results/engines.jsonl), 558 against 250 MiB (docs/performance.md).
 
 _PLAIN = "native has no kernels for this CPU (it has no AVX2); --engine native takes it all the same"
 
