@@ -73,7 +73,7 @@ def colour_loss(first: Tensor, second: Tensor) -> Tensor:
     Without it brightness is learned first and colours stay muddled for thousands of steps.
     """
     difference = first - second
-    hues = difference[:, [0, 2]] - difference[:, [1, 1]]
+    hues = difference[:, ::2] - difference[:, 1:2]
     coarse, coarse_hues = functional.avg_pool2d(difference, 8), functional.avg_pool2d(hues, 8)
     return hues.abs().mean() + coarse.abs().mean() + coarse_hues.abs().mean()
 
@@ -87,7 +87,7 @@ def waves(images: Tensor) -> Tensor:
     planes = torch.cat([grey, images[:, :1] - grey, images[:, 2:] - grey], dim=1)
     parts = []
     for plane, orders in enumerate((_ORDERS, _ORDERS[:3], _ORDERS[:3])):
-        kernels = torch.stack([_wave(*order) for order in orders])[:, None].to(images)
+        kernels = torch.stack([_wave(*order, images.device) for order in orders])[:, None].to(images.dtype)
         parts.append(functional.conv2d(planes[:, plane : plane + 1], kernels, stride=8))
     return torch.cat(parts, dim=1)
 
@@ -95,9 +95,9 @@ def waves(images: Tensor) -> Tensor:
 _ORDERS = ((0, 0), (0, 1), (1, 0), (1, 1), (0, 2), (2, 0), (1, 2), (2, 1), (0, 3), (3, 0))
 
 
-def _wave(rows: int, columns: int) -> Tensor:
+def _wave(rows: int, columns: int, device: torch.device) -> Tensor:
     """One cosine wave, float32 [8, 8]; finer ones stronger, as pictures hold less of them."""
-    turns = (torch.arange(8) + 0.5) * torch.pi / 8
+    turns = (torch.arange(8, device=device) + 0.5) * torch.pi / 8
     return torch.outer(torch.cos(rows * turns), torch.cos(columns * turns)) * (1 + rows + columns) / 64
 
 

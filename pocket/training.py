@@ -136,11 +136,12 @@ class Run:
         state = State(models, optimizer, Average(models))
         checkpoint = self.folder / "checkpoint.pt"
         if self.resume and checkpoint.exists():
-            saved = torch.load(checkpoint, map_location=self.device, weights_only=True)
+            # On the host, where an optimizer's counts of steps stay: to read them on a GPU would be to wait for it.
+            saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
             for name, model in models.items():
                 model.load_state_dict(saved["models"][name])
             optimizer.load_state_dict(saved["optimizer"])
-            state.average.weights = saved["average"]
+            state.average.weights = {name: weight.to(self.device) for name, weight in saved["average"].items()}
             state.step, state.seconds = saved["step"], saved["seconds"]
         self._last = state.seconds
         return state

@@ -3,15 +3,37 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from posecrafter.pocket.autoencoder import AutoencoderStage, build, colour_loss, gradient_loss
 from posecrafter.pocket.decoder import DecoderStage
 from posecrafter.pocket.training import Average, Clock, Pass, Run, averages, learn, muon, psnr
+
+
+class Capturing(TorchDispatchMode):
+    """Refuses tensors that an operator takes from anywhere but the device, as the capture of a CUDA graph does. A list
+    of indices becomes one on the host and is copied out of sight: what no operator made is such a copy."""
+
+    def __init__(self, known):
+        super().__init__()
+        self.known = {x.untyped_storage()._cdata: x for x in known}  # kept, so that no other takes its address
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        for x in tree_leaves((args, kwargs)):
+            if isinstance(x, torch.Tensor) and (x.ndim or func is torch.ops.aten._to_copy.default):
+                assert x.device.type == "meta", func
+                assert x.untyped_storage()._cdata in self.known, func
+        result = func(*args, **(kwargs or {}))
+        made = (x.detach() for x in tree_leaves(result) if isinstance(x, torch.Tensor))
+        self.known |= {x.untyped_storage()._cdata: x for x in made}
+        return result
 
 
 class Line:
@@ -115,3 +137,19 @@ def test_the_autoencoder_stage_gives_a_finite_loss_at_both_sizes():
         assert torch.isfinite(stage.loss(drawn.kind, **drawn.tensors))
     latents = build().encode(torch.zeros(1, 3, 128, 128)).latent_dist.mode()
     assert latents.shape == (1, 16, 16, 16)
+
+
+@pytest.mark.parametrize("kind", [AutoencoderStage, DecoderStage])
+def test_a_pass_takes_nothing_from_the_host_so_that_it_can_be_captured(kind, monkeypatch):
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # which knows no such device
+    pictures, meta = np.zeros((4, 128, 128, 3), np.uint8), torch.device("meta")
+    last = meta if kind is AutoencoderStage else build().to(meta)
+    stage = kind([(pictures, 1.0)], pictures, 1, last)
+    weights = [x for model in (stage.autoencoder, *stage.models.values()) for x in model.parameters()]
+    for fraction in (0.0, 0.9):
+        drawn = stage.draw(np.random.default_rng(0), fraction)
+        tensors = {name: x.to(meta) for name, x in drawn.tensors.items()}
+        with Capturing([*weights, *tensors.values()]):
+            loss = stage.loss(drawn.kind, **tensors)
+        loss.backward()
+    assert all(weight.grad is not None for weight in weights if weight.requires_grad)
