@@ -219,6 +219,16 @@ def test_a_variant_without_memory_is_a_line_and_the_next_one_runs(monkeypatch: p
     assert [record["times_faster"]["than"] for record in others] == ["stock", "stock"]
 
 
+def test_a_step_whose_memory_cannot_be_counted_keeps_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise AttributeError("another PyTorch")
+
+    monkeypatch.setattr(parts, "count_held", fails)
+    found = list(frames(Bench(torch.device("cpu"), True, {})))
+    assert [record["variant"] for record in found] == ["published", "stock", "kernels"]
+    assert all(record["ms"]["p50"] > 0 and "counted_bytes" not in record for record in found)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_every_check_holds_on_this_gpu(tmp_path: Path) -> None:
