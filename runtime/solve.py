@@ -29,7 +29,7 @@ def solve(
 ) -> Buffer:
     """Take x through all steps, in the engine's memory. x: float32 [F, L, h, w] -> the same shape; frame 0 is the key
     frame. iterations: evaluations of each step, see `Network.step`. What is returned may be overwritten by the next
-    `solve` of as many frames.
+    `solve`.
 
     Every step is looked at; with an engine that overlaps, while the next one runs, so that the device never waits.
     Raises: RequestError "cancelled"; EngineError "nan-latents" at the first step that leaves the finite numbers.

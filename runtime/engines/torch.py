@@ -92,7 +92,8 @@ class Recording:
 
 
 class RecordedGraph:
-    """A graph with a recording for each set of shapes it has met lately. They share one pool of memory."""
+    """A graph with a recording for each set of shapes it has met lately. They share one pool of memory: what one
+    returns may lie where an earlier recorded one works."""
 
     def __init__(self, graph: TorchGraph, inputs: tuple[str, ...], pool: Any) -> None:
         self._graph = graph
@@ -101,7 +102,7 @@ class RecordedGraph:
         self._recordings: OrderedDict[tuple[torch.Size, ...], Recording] = OrderedDict()
 
     def run(self, inputs: Mapping[str, Buffer]) -> dict[str, Buffer]:
-        """Run it once; the outputs are overwritten by the next run at these shapes. Raises: EngineError."""
+        """Run it once; the next run, at any shapes, may overwrite the outputs. Raises: EngineError."""
         wanted = {name: inputs[name] for name in self._names}
         shapes = tuple(x.shape for x in wanted.values())
         if shapes not in self._recordings:
