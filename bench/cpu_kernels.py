@@ -15,9 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from posecrafter.bench.machine import append_line, describe_machine
-from posecrafter.bench.records import ROOT, read_records
-from posecrafter.files import atomic_write
+from posecrafter.bench.machine import ROOT, append_line, describe_machine
+from posecrafter.bench.records import read_records, rewrite
 
 BEGIN, END = "<!-- made by posecrafter.bench.cpu_kernels -->", "<!-- end -->"
 
@@ -27,15 +26,11 @@ def main() -> None:
     parser.add_argument("program", type=Path)
     parser.add_argument("--out", type=Path, required=True, help="a file of JSON lines to append to")
     words = parser.parse_args()
-    machine = describe_machine(ROOT, threads=1)
+    machine = describe_machine(threads=1)
     done = subprocess.run([words.program.resolve()], stdout=subprocess.PIPE, text=True, check=True)
     for line in done.stdout.splitlines():
         append_line(words.out, json.dumps({**json.loads(line), "machine": machine}))
-    page = ROOT / "docs" / "cpu.md"
-    text = page.read_text(encoding="utf-8")
-    head, tail = text[: text.index(BEGIN) + len(BEGIN)], text[text.index(END) :]
-    with atomic_write(page) as temporary:
-        temporary.write_text(f"{head}\n\n{table(read_records(words.out))}\n\n{tail}", encoding="utf-8")
+    rewrite(ROOT / "docs" / "cpu.md", BEGIN, END, table(read_records(words.out)))
 
 
 def table(records: Sequence[dict[str, Any]]) -> str:

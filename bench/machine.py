@@ -12,14 +12,15 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+ROOT = Path(__file__).resolve().parent.parent
 LIBRARIES = ("posecrafter", "torch", "onnxruntime", "openvino", "numpy")
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 WRITTEN = ("bench/results", "docs")
 """What a record writes in the repository: its lines, and the pages and plots made of them."""
 
 
-def describe_machine(root: Path, threads: int | None = None) -> dict[str, Any]:
-    """Processor, cores, threads used, load, libraries, commit of the repository at `root`, and date."""
+def describe_machine(threads: int | None = None) -> dict[str, Any]:
+    """Processor, cores, threads used, load, libraries, commit of this repository, and date."""
     told, cores = _cpu(), len(os.sched_getaffinity(0))
     return {
         "cpu": told.get("model name", platform.processor() or platform.machine()),
@@ -28,7 +29,7 @@ def describe_machine(root: Path, threads: int | None = None) -> dict[str, Any]:
         "flags": cpu_flags(),
         "load": round(os.getloadavg()[0], 2),
         "libraries": {name: _version(name) for name in LIBRARIES},
-        "commit": commit_of(root),
+        "commit": commit_of(ROOT),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
 
@@ -76,7 +77,7 @@ def cpu_flags() -> list[str]:
     return [flag for flag in FLAGS if flag in _cpu().get("flags", "").split()]
 
 
-def measure_roof(precision: str = "fp32", rounds: int = 7) -> dict[str, float]:
+def measure_roof(precision: str = "fp32") -> dict[str, float]:
     """GFLOP/s in "fp32" or "bf16", all cores: a 2048-wide GEMM and a 3x3 convolution of 256 channels, the best of all
     engines here.
 
@@ -91,26 +92,26 @@ def measure_roof(precision: str = "fp32", rounds: int = 7) -> dict[str, float]:
     x = torch.ones(16, 256, 32, 32, dtype=dtype).to(memory_format=torch.channels_last)
     w = torch.ones(256, 256, 3, 3, dtype=dtype).to(memory_format=torch.channels_last)
     with torch.inference_mode():
-        gemm = _best(lambda: a @ a, rounds)
+        gemm = _best(lambda: a @ a)
         if precision == "fp32":
-            gemm = min(gemm, _best(lambda: left @ left, rounds))
-        convolution = _best(lambda: torch.conv2d(x, w, padding=1), rounds)
+            gemm = min(gemm, _best(lambda: left @ left))
+        convolution = _best(lambda: torch.conv2d(x, w, padding=1))
     return {
         "gemm": round(2 * 2048**3 / gemm / 1e9, 1),
         "convolution": round(2 * 16 * 32 * 32 * 256 * 256 * 9 / convolution / 1e9, 1),
     }
 
 
-def import_seconds(rounds: int = 3) -> float:
-    """Seconds that `import posecrafter.runtime` takes in a fresh process, the best of some."""
+def import_seconds() -> float:
+    """Seconds that `import posecrafter.runtime` takes in a fresh process, the best of three."""
     program = "import time; t = time.perf_counter(); import posecrafter.runtime; print(time.perf_counter() - t)"
-    runs = [subprocess.run([sys.executable, "-c", program], capture_output=True, check=True) for _ in range(rounds)]
+    runs = [subprocess.run([sys.executable, "-c", program], capture_output=True, check=True) for _ in range(3)]
     return round(min(float(run.stdout) for run in runs), 3)
 
 
-def _best(work: Any, rounds: int) -> float:
+def _best(work: Any) -> float:
     seconds = []
-    for _ in range(rounds + 1):
+    for _ in range(8):
         start = time.perf_counter()
         work()
         seconds.append(time.perf_counter() - start)

@@ -10,7 +10,6 @@ does not count; the record holds the median of the rounds.
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import statistics
 import subprocess
@@ -23,9 +22,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from posecrafter.bench.machine import append_line, describe_machine, resident_mib
+from posecrafter.bench.machine import ROOT, resident_mib
+from posecrafter.bench.records import write_record
 
-ROOT = Path(__file__).parent.parent
 LIBRARIES = {"onnxruntime": "capi/libonnxruntime.so.*", "openvino": "libs/libopenvino_c.so.*", "native": None}
 """Where an engine's own library lies in its wheel; None for one that has none."""
 
@@ -140,9 +139,7 @@ def main() -> None:
     record = compare(
         words.bundle, words.host, words.engine, words.frames, words.steps, words.repeat, words.rounds, words.threads
     )
-    line = json.dumps({**record, "machine": describe_machine(ROOT, words.threads)})
-    print(line)
-    append_line(words.out, line)
+    write_record(words.out, record, words.threads)
 
 
 if __name__ == "__main__":

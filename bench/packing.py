@@ -21,10 +21,10 @@ from typing import Any
 
 import numpy as np
 
-from posecrafter.bench.machine import append_line, describe_machine, resident_mib
+from posecrafter.bench.machine import resident_mib
+from posecrafter.bench.records import write_record
 from posecrafter.manifest import NAME, Manifest
 
-ROOT = Path(__file__).parent.parent
 POOL = 2**24
 """Random numbers, from which every tensor is filled again and again."""
 
@@ -132,9 +132,7 @@ def main() -> None:
         if not words.bundle and not (folder / "shapes.json").is_file():
             write_index(folder, shared=folder.name == "shared")
         for threads in (1, 2):
-            line = json.dumps({**record(folder, case, threads), "machine": describe_machine(ROOT, threads)})
-            print(line, flush=True)
-            append_line(words.out, line)
+            write_record(words.out, record(folder, case, threads), threads)
 
 
 if __name__ == "__main__":

@@ -9,13 +9,11 @@ RUN is the tuning run that BUNDLE was exported from. The figures are relative l2
 from __future__ import annotations
 
 import argparse
-import json
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from posecrafter.bench.machine import append_line, describe_machine
-from posecrafter.bench.records import ROOT
+from posecrafter.bench.records import write_record
 from posecrafter.export.export import make_sample
 from posecrafter.export.graphs import make_graphs
 from posecrafter.export.parity import graph_distance, latent_distance
@@ -61,10 +59,7 @@ def main() -> None:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--out", type=Path, help="a file of JSON lines to append the record to")
     words = parser.parse_args()
-    made = record(words.run, words.bundle, engines_of(words.bundle))
-    line = json.dumps({**made, "machine": describe_machine(ROOT)})
-    print(line)
-    append_line(words.out, line)
+    write_record(words.out, record(words.run, words.bundle, engines_of(words.bundle)))
 
 
 if __name__ == "__main__":

@@ -20,12 +20,12 @@ from typing import Any
 
 import numpy as np
 
-from posecrafter.bench.machine import append_line, describe_machine, resident_mib
+from posecrafter.bench.machine import resident_mib
+from posecrafter.bench.records import write_record
 from posecrafter.runtime import Request, Session
 from posecrafter.runtime.low_rank import LowRank
 from posecrafter.runtime.person import FOLDER, WEIGHTS
 
-ROOT = Path(__file__).parent.parent
 THIN = LowRank(rank=16, scale=1.0)
 LOW_RANK_PEOPLE = 5
 
@@ -100,9 +100,7 @@ def main() -> None:
         packs = {**dict.fromkeys(full), **dict.fromkeys(thin, THIN)}
         bundle = write_bundle(Path(folder) / "bundle", SD15, packs)
         for kind, names in [*cases, (f"low rank {THIN.rank}", thin)]:
-            line = json.dumps({**record(bundle, kind, names), "machine": describe_machine(ROOT, 1)})
-            print(line, flush=True)
-            append_line(words.out, line)
+            write_record(words.out, record(bundle, kind, names), threads=1)
 
 
 if __name__ == "__main__":

@@ -8,20 +8,17 @@ Plans are built anew in a copy of the bundle, so the seconds are this machine's;
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from posecrafter.bench.machine import append_line, describe_machine
+from posecrafter.bench.records import write_record
 from posecrafter.export.compile import compile_bundle
 from posecrafter.export.options import CompileOptions
 from posecrafter.manifest import Manifest
 from posecrafter.runtime.engines.built import FOLDER
-
-ROOT = Path(__file__).parent.parent
 
 
 def record(bundle: Path, engine: str, options: CompileOptions) -> dict[str, Any]:
@@ -64,9 +61,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="a file of JSON lines to append the record to")
     words = parser.parse_args()
     made = record(words.bundle, words.engine, CompileOptions(target=words.target, frames=tuple(words.frames)))
-    line = json.dumps({**made, "machine": describe_machine(ROOT)})
-    print(line)
-    append_line(words.out, line)
+    write_record(words.out, made)
 
 
 if __name__ == "__main__":

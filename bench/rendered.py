@@ -18,9 +18,9 @@ SEED = 12
 FRAMES = 120
 
 
-def rendered_clip(folder: Path, seed: int = SEED) -> tuple[Path, Path, str]:
+def rendered_clip(folder: Path) -> tuple[Path, Path, str]:
     """Write clip.mp4 and its poses, clip.json, into `folder`: (video, poses, caption). 120 frames of 128x128."""
-    frames, poses, caption = clip(seed, plain_squares(seed), FRAMES)
+    frames, poses, caption = clip(SEED, plain_squares(SEED), FRAMES)
     video, key_points = folder / "clip.mp4", folder / "clip.json"
     write_video(video, frames, fps=25)
     write_poses(key_points, poses)

@@ -14,12 +14,11 @@ from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 
-from posecrafter.bench.machine import append_line, describe_machine
 from posecrafter.bench.quality.ablations import FULL, VARIANTS
 from posecrafter.bench.quality.measure import Options, digest_of_base, measure, settings_of
 from posecrafter.bench.quality.subjects import Subject, clip_subjects, held_out, rendered_subjects, thinned
 from posecrafter.bench.quality.table import table
-from posecrafter.bench.records import ROOT, read_records
+from posecrafter.bench.records import read_records, write_record
 from posecrafter.progress import Progress
 
 
@@ -56,9 +55,7 @@ def main() -> None:
             for name in names:
                 if (subject.name, name, seed) not in done:
                     records.append(measure(subject, name, VARIANTS[name], seed, options, _quiet(subject, name, seed)))
-                    line = json.dumps({**records[-1], "machine": describe_machine(ROOT)})
-                    append_line(arguments.out / "quality.jsonl", line)
-                    print(line, flush=True)
+                    write_record(arguments.out / "quality.jsonl", records[-1])
     print(table(records))
 
 

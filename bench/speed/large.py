@@ -12,9 +12,8 @@ from typing import Any
 import torch
 
 from posecrafter.bench.flops import count_flops
-from posecrafter.bench.machine import commit_of, made_by, measure_roof
+from posecrafter.bench.machine import ROOT, commit_of, made_by, measure_roof
 from posecrafter.bench.published import PublishedDenoiser
-from posecrafter.bench.records import ROOT
 from posecrafter.bench.speed.cases import Case, Runner
 from posecrafter.export.export import exported_copy
 from posecrafter.export.graphs import Border, Graph, Step

@@ -6,8 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from posecrafter.bench.machine import commit_of, made_by
-from posecrafter.bench.records import ROOT
+from posecrafter.bench.machine import ROOT, commit_of, made_by
 from posecrafter.bench.rendered import rendered_clip
 from posecrafter.errors import RequestError
 

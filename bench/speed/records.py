@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from posecrafter.bench.machine import append_line, describe_machine
-from posecrafter.bench.records import ROOT, Record, read_records
+from posecrafter.bench.records import Record, read_records
 from posecrafter.bench.speed.cases import Case
 from posecrafter.progress import Progress, silent
 
@@ -30,14 +30,14 @@ def record_cases(
     threads: of every runner; None for one a core. A case that `path` holds for this MACHINE, its libraries and
     the commit is not measured again, unless `again`: a record that was interrupted goes on where it stopped.
     """
-    machine, failed = describe_machine(ROOT, threads), []
+    machine, failed = describe_machine(threads), []
     done = set() if again else {record["case"] for record in read_records(path) if _same(record["machine"], machine)}
     for number, case in enumerate(cases):
         if case.name in done:
             progress("bench", number + 1, len(cases), f"{case.name}: recorded before")
             continue
         progress("bench", number, len(cases), case.name)
-        machine = describe_machine(ROOT, threads)  # the load and the time of this case
+        machine = describe_machine(threads)  # the load and the time of this case
         lines = _measure(case, work, threads)
         if lines is None:
             failed.append(case)

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from posecrafter.bench.machine import cpu_flags
 from posecrafter.bench.published import PublishedDenoiser
 from posecrafter.errors import EngineError
 from posecrafter.export.reference import bundle_in_memory
@@ -26,6 +25,7 @@ from posecrafter.finetune.base import Base
 from posecrafter.pose import PoseTrack, draw_poses
 from posecrafter.runtime import Bundle, Plan, Request, Result, make_plan
 from posecrafter.runtime.edit import edit_latents
+from posecrafter.runtime.engines.processor import has_bf16
 from posecrafter.schedule import Step
 
 CHUNK = 4
@@ -62,7 +62,7 @@ class PublishedLoop:
     def __init__(self, bundle: Bundle, base: Base, variant: Variant | None = None) -> None:
         """Raises: EngineError "engine-precision" for bf16 on a CPU without it: emulated, it stands for nothing."""
         self.bundle, self.base, self.variant = bundle, base, variant or Variant()
-        if self.variant.bf16 and not {"avx512_bf16", "amx_bf16"} & set(cpu_flags()):
+        if self.variant.bf16 and not has_bf16():
             raise EngineError("engine-precision", "this CPU has no bf16 arithmetic (neither avx512_bf16 nor amx_bf16)")
         denoiser = PublishedDenoiser(base.denoiser).eval()
         if self.variant.channels_last:

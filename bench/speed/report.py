@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from posecrafter.bench.records import Record
+from posecrafter.bench.records import Record, rewrite
 from posecrafter.bench.speed.records import latest, of_newest_machine
-from posecrafter.errors import RequestError
 from posecrafter.files import atomic_write
 
 BEGIN, END = "<!-- made by posecrafter bench -->", "<!-- end -->"
@@ -27,18 +26,13 @@ def write_report(records: Sequence[Record], page: Path) -> None:
 
     Raises: RequestError "bench-page" where the page lacks the marks.
     """
-    text = page.read_text(encoding="utf-8")
-    if BEGIN not in text or END not in text:
-        raise RequestError("bench-page", f"{page} lacks the marks {BEGIN!r} and {END!r}; put them around its tables")
     found = list(latest(of_newest_machine(records)).values())
     cases = list(dict.fromkeys(record["case"] for record in found))
     found.sort(key=lambda record: cases.index(record["case"]))
-    head, tail = text[: text.index(BEGIN) + len(BEGIN)], text[text.index(END) :]
     plots = _plots(found, page.parent)
     images = [f"![{words}]({name})" for name, words in plots.items()]
     body = "\n\n".join([_machine(found), *_tables(found), *(["### Plots", *images] if images else [])])
-    with atomic_write(page) as temporary:
-        temporary.write_text(f"{head}\n\n{body}\n\n{tail}", encoding="utf-8")
+    rewrite(page, BEGIN, END, body)
 
 
 def _machine(records: Sequence[Record]) -> str:

@@ -11,11 +11,12 @@ import cv2
 import numpy as np
 import pytest
 
+from posecrafter.bench.machine import ROOT
 from posecrafter.bench.quality import records as command
 from posecrafter.bench.quality.measure import SETTINGS
 from posecrafter.bench.quality.subjects import clip_subjects, held_out, rendered_subjects, thinned
 from posecrafter.bench.quality.table import table
-from posecrafter.bench.records import ROOT, read_records
+from posecrafter.bench.records import read_records
 from posecrafter.errors import RequestError
 from posecrafter.pocket.training import sharpness
 
