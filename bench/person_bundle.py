@@ -15,7 +15,7 @@ import torch
 from safetensors.numpy import save_file
 from torch import Tensor, nn
 
-from posecrafter.export.graphs import Border, Graph, Step
+from posecrafter.export.graphs import Border, Graph, Step, step_graph
 from posecrafter.export.save import save_graph
 from posecrafter.export.shared import STEP, personal_names
 from posecrafter.export.trace import trace, translate
@@ -43,7 +43,7 @@ def write_bundle(folder: Path, config: Config, names: Mapping[str, LowRank | Non
     graphs, ranges = _graphs(config), {"frames": Range(1, 33), "prompts": Range(1, 4), "h": Range(4, 32)}
     ranges |= {"w": ranges["h"], "height": Range(32, 256, 8), "width": Range(32, 256, 8)}
     shapes = personal_names(Graph("denoiser", nn.Module(), {}, {}), Step(denoiser), trained)
-    graphs["denoiser"] = Graph("denoiser", _Denoiser(shapes), _step_inputs(config), {"x_next": _X, "eps": _X})
+    graphs["denoiser"] = step_graph(_Denoiser(shapes), denoiser.unet.size, tokens=77, timesteps=1000)
     for name, graph in graphs.items():
         personal = shapes if name == "denoiser" else ()
         save_graph(translate(graph, trace(graph, ranges), personal), folder / "graphs", name)
@@ -106,12 +106,10 @@ class _Decoder(nn.Module):
         return ((torch.sin(pixels) + 1) * 127.5).permute(0, 2, 3, 1)
 
 
-_X = ("frames", 4, "h", "w")
-
-
 def _graphs(config: Config) -> dict[str, Graph]:
     width = config["block_out_channels"][0]
     images, frames = Border(("frames", 3, "height", "width")), ("frames", "height", "width", 3)
+    latents = Border(("frames", 4, "h", "w"))
     return {
         "pose_encoder": Graph(
             "pose_encoder",
@@ -119,20 +117,7 @@ def _graphs(config: Config) -> dict[str, Graph]:
             {"control_images": images},
             {"pose_features": ("frames", width, "h", "w")},
         ),
-        "vae_decoder": Graph("vae_decoder", _Decoder(4), {"latents": Border(_X)}, {"frames": frames}),
-    }
-
-
-def _step_inputs(config: Config) -> dict[str, Border]:
-    return {
-        "x": Border(_X),
-        "timestep": Border((1,), torch.int64, 1000),
-        "a": Border(()),
-        "b": Border(()),
-        "text": Border(("prompts", 77, config["cross_attention_dim"])),
-        "weight": Border(("prompts",)),
-        "pose_features": Border(("frames", config["block_out_channels"][0], "h", "w")),
-        "control_scale": Border(()),
+        "vae_decoder": Graph("vae_decoder", _Decoder(4), {"latents": latents}, {"frames": frames}),
     }
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from posecrafter.export.options import ExportOptions
-from posecrafter.finetune.network import PoseEmbedding, VideoDenoiser
+from posecrafter.finetune.network import NetworkSize, PoseEmbedding, VideoDenoiser
 from posecrafter.manifest import Range
 
 if TYPE_CHECKING:
@@ -139,21 +139,10 @@ class TextEncoder(nn.Module):
 
 def make_graphs(base: Base) -> dict[str, Graph]:
     """The four graphs of a base with a person in it. They share the base's weights."""
-    unet, controlnet = base.denoiser.unet, base.denoiser.controlnet
+    size, controlnet = base.denoiser.unet.size, base.denoiser.controlnet
     latents: Shape = ("frames", base.latent_channels, "h", "w")
-    features: Shape = ("frames", unet.size.widths[0], "h", "w")
-    tokens, width = base.tokenizer.model_max_length, unet.size.text_width
-    text: Shape = ("prompts", tokens, width)
-    step = {
-        "x": Border(latents),
-        "timestep": Border((1,), torch.int64, base.schedule.train_steps),
-        "a": Border(()),
-        "b": Border(()),
-        "text": Border(text),
-        "weight": Border(("prompts",)),
-        "pose_features": Border(features),
-        "control_scale": Border(()),
-    }
+    tokens = base.tokenizer.model_max_length
+    text: Shape = ("prompts", tokens, size.text_width)
     pixels: Shape = ("frames", "height", "width", 3)
     ids = Border(("prompts", tokens), torch.int64, base.text_encoder.config.vocab_size)
     images = Border(("frames", 3, "height", "width"))
@@ -162,13 +151,29 @@ def make_graphs(base: Base) -> dict[str, Graph]:
             "pose_encoder",
             PoseEncoder(controlnet.controlnet_cond_embedding),
             {"control_images": images},
-            {"pose_features": features},
+            {"pose_features": ("frames", size.widths[0], "h", "w")},
         ),
-        Graph("denoiser", Step(base.denoiser), step, {"x_next": latents, "eps": latents}),
+        step_graph(Step(base.denoiser), size, tokens, base.schedule.train_steps),
         Graph("vae_decoder", VaeDecoder(base.vae), {"latents": Border(latents)}, {"frames": pixels}),
         Graph("text_encoder", TextEncoder(base.text_encoder), {"input_ids": ids}, {"text": text}),
     )
     return {graph.name: graph for graph in graphs}
+
+
+def step_graph(step: nn.Module, size: NetworkSize, tokens: int, timesteps: int) -> Graph:
+    """The graph of one solver step of a UNet of this size. step: as `Step`, or what stands for it."""
+    latents: Shape = ("frames", size.in_channels, "h", "w")
+    inputs = {
+        "x": Border(latents),
+        "timestep": Border((1,), torch.int64, timesteps),
+        "a": Border(()),
+        "b": Border(()),
+        "text": Border(("prompts", tokens, size.text_width)),
+        "weight": Border(("prompts",)),
+        "pose_features": Border(("frames", size.widths[0], "h", "w")),
+        "control_scale": Border(()),
+    }
+    return Graph("denoiser", step, inputs, {"x_next": latents, "eps": latents})
 
 
 def make_ranges(base: Base, options: ExportOptions) -> dict[str, Range]:

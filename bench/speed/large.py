@@ -16,7 +16,7 @@ from posecrafter.bench.machine import ROOT, commit_of, made_by, measure_roof
 from posecrafter.bench.published import PublishedDenoiser
 from posecrafter.bench.speed.cases import Case, Runner
 from posecrafter.export.export import exported_copy
-from posecrafter.export.graphs import Border, Graph, Step
+from posecrafter.export.graphs import Graph, Step, step_graph
 from posecrafter.export.layers import save_layers
 from posecrafter.export.options import ExportOptions
 from posecrafter.export.save import save_graph
@@ -51,8 +51,7 @@ def measure_step(case: Case, work: Path, threads: int | None = None) -> list[dic
         shutil.rmtree(folder, ignore_errors=True)
         _export(folder)
         (folder / "done").write_text(str(commit), encoding="utf-8")
-    graph = _graph()
-    inputs = graph.example({"frames": case.frames, "prompts": 2, "h": cells, "w": cells})
+    inputs = _graph(_meta()).example({"frames": case.frames, "prompts": 2, "h": cells, "w": cells})
     with torch.device("meta"):
         flops = _count(case, published)
     step = _published(case, inputs) if published else _engine(runner, folder, inputs, threads)
@@ -82,19 +81,8 @@ def measure_step(case: Case, work: Path, threads: int | None = None) -> list[dic
     ]
 
 
-def _graph(denoiser: VideoDenoiser | None = None) -> Graph:
-    latents = ("frames", 4, "h", "w")
-    inputs = {
-        "x": Border(latents),
-        "timestep": Border((1,), torch.int64, 1000),
-        "a": Border(()),
-        "b": Border(()),
-        "text": Border(("prompts", 77, 768)),
-        "weight": Border(("prompts",)),
-        "pose_features": Border(("frames", SD15["block_out_channels"][0], "h", "w")),
-        "control_scale": Border(()),
-    }
-    return Graph("denoiser", Step(denoiser or _meta()), inputs, {"x_next": latents, "eps": latents})
+def _graph(denoiser: VideoDenoiser) -> Graph:
+    return step_graph(Step(denoiser), denoiser.unet.size, tokens=77, timesteps=1000)
 
 
 def _meta() -> VideoDenoiser:
@@ -102,9 +90,9 @@ def _meta() -> VideoDenoiser:
         return VideoDenoiser(VideoUNet.from_config(SD15), VideoControlNet.from_config(SD15)).eval()
 
 
-def random_denoiser() -> VideoDenoiser:
-    """fp32; matrices scaled so that activations stay near 1. 5.3 GB."""
-    denoiser = _meta().to_empty(device="cpu").requires_grad_(False)
+def random_denoiser(dtype: torch.dtype = torch.float32) -> VideoDenoiser:
+    """Matrices scaled so that activations stay near 1. 5.3 GB in fp32."""
+    denoiser = _meta().to(dtype).to_empty(device="cpu").requires_grad_(False)
     generator = torch.Generator().manual_seed(0)
     for name, weight in denoiser.named_parameters():
         if weight.ndim > 1:

@@ -12,16 +12,15 @@ import numpy as np
 import pytest
 import torch
 
-from posecrafter.bench.speed.large import SD15
+from posecrafter.bench.speed.large import random_denoiser
 from posecrafter.export.export import exported_copy
-from posecrafter.export.graphs import Border, Graph, Step
+from posecrafter.export.graphs import Step, step_graph
 from posecrafter.export.options import ExportOptions
 from posecrafter.export.parity import relative_l2
 from posecrafter.export.save import save_graph
 from posecrafter.export.tensorrt_graph import tensorrt_copy
 from posecrafter.export.tensorrt_plan import build_plan
 from posecrafter.export.trace import trace, translate
-from posecrafter.finetune.network import VideoControlNet, VideoDenoiser, VideoUNet
 from posecrafter.manifest import Range
 from posecrafter.progress import silent
 from posecrafter.runtime.engines.built import Profile
@@ -34,35 +33,11 @@ class Exported:
     expected: list[np.ndarray]
 
 
-def random_denoiser() -> VideoDenoiser:
-    """fp16 throughout; matrices scaled so that activations stay near 1."""
-    with torch.device("meta"):
-        denoiser = VideoDenoiser(VideoUNet.from_config(SD15), VideoControlNet.from_config(SD15)).half()
-    denoiser.to_empty(device="cpu").eval().requires_grad_(False)
-    generator = torch.Generator().manual_seed(0)
-    for name, weight in denoiser.named_parameters():
-        if weight.ndim > 1:
-            weight.copy_(torch.rand(weight.shape, generator=generator) - 0.5).mul_((12 / weight[0].numel()) ** 0.5 / 2)
-        else:
-            weight.fill_(float("norm" in name and name.endswith(".weight")))
-    return denoiser
-
-
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory, run_torch: Any) -> Exported:
     """The fp16 denoiser as export writes it, and what PyTorch computes."""
-    latents = ("frames", 4, "h", "w")
-    inputs = {
-        "x": Border(latents),
-        "timestep": Border((1,), torch.int64, 1000),
-        "a": Border(()),
-        "b": Border(()),
-        "text": Border(("prompts", 77, 768)),
-        "weight": Border(("prompts",)),
-        "pose_features": Border(("frames", 320, "h", "w")),
-        "control_scale": Border(()),
-    }
-    graph = Graph("denoiser", Step(random_denoiser()), inputs, {"x_next": latents, "eps": latents})
+    denoiser = random_denoiser(torch.float16)
+    graph = step_graph(Step(denoiser), denoiser.unet.size, tokens=77, timesteps=1000)
     ranges = {"frames": Range(1, 129), "prompts": Range(1, 8), "h": Range(9, 128), "w": Range(9, 128)}
     example = graph.example({"frames": 2, "prompts": 2, "h": 9, "w": 10})
     expected = run_torch(graph.module, example)
