@@ -22,14 +22,13 @@ from posecrafter.export.nodes import place_nodes
 from posecrafter.export.options import ExportOptions
 from posecrafter.export.parity import Sample, check_parity
 from posecrafter.export.plugins import PLUGINS
-from posecrafter.export.run import FILES, Run
+from posecrafter.export.run import Run
 from posecrafter.export.save import save_graph, save_variant
 from posecrafter.export.shared import base_matrices, bound, pack_weights, personal_names, write_base
 from posecrafter.export.trace import trace, translate
 from posecrafter.files import atomic_folder
 from posecrafter.finetune.base import Base
 from posecrafter.finetune.network import VideoUNet
-from posecrafter.finetune.person import load_person
 from posecrafter.manifest import NAME, Manifest, Range
 from posecrafter.progress import Cancel, Progress, silent
 from posecrafter.runtime.person import WEIGHTS
@@ -62,7 +61,9 @@ def export_bundle(
     tuned.apply(model)
     reference, text = make_graphs(model), model.encode_text(["", tuned.record["prompt"]])
     with atomic_folder(out) as folder:
-        _write_person(folder / "person", tuned, text)
+        (folder / "person").mkdir()
+        shutil.copyfile(tuned.folder / "person.safetensors", folder / "person" / "person.safetensors")
+        tuned.write_person(folder / "person", text)
         (folder / "graphs").mkdir()
         write_tokenizer(folder / "graphs" / "tokenizer.json", model.tokenizer, ["", tuned.record["prompt"]])
         ranges = make_ranges(model, options)
@@ -101,7 +102,7 @@ def make_sample(run: Run, base: Base, text: torch.Tensor, manifest: Manifest) ->
 def _personal(
     run: Run, graphs: Mapping[str, Graph], copies: Mapping[str, nn.Module]
 ) -> dict[str, dict[str, list[int]]]:
-    trained = load_person(run.folder / "person.safetensors").tensors
+    trained = run.person().tensors
     names = {name: personal_names(graph, copies[name], trained) for name, graph in graphs.items()}
     return {name: own for name, own in names.items() if own}
 
@@ -113,14 +114,6 @@ def _check_target(out: Path, overwrite: bool) -> None:
         raise ExportError("bundle-exists", f"{out} exists and is not a bundle; choose another --out")
     if not overwrite:
         raise ExportError("bundle-exists", f"{out} is a bundle already; --overwrite replaces it")
-
-
-def _write_person(folder: Path, run: Run, text: torch.Tensor) -> None:
-    folder.mkdir()
-    for name in FILES:
-        shutil.copyfile(run.folder / name, folder / name)
-    embeddings = {"empty": text[0].contiguous(), "prompt": text[1].contiguous()}
-    (folder / "text.safetensors").write_bytes(save(embeddings))
 
 
 def _write_graphs(

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from posecrafter.errors import ExportError
 from posecrafter.files import read_json
 from posecrafter.finetune.base import Base, load_base
-from posecrafter.finetune.person import apply_decoder, apply_person, load_person
+from posecrafter.finetune.person import Person, apply_decoder, apply_person, load_person
 from posecrafter.finetune.run_folder import FORMAT
 from posecrafter.pose import PoseTrack, read_poses
 
@@ -86,11 +87,23 @@ class Run:
             )
         return replace(base, defaults=replace(base.defaults, width=self.record["width"], height=self.record["height"]))
 
+    def person(self) -> Person:
+        """What was tuned. Raises: TrainingError "person-unreadable", "person-format"."""
+        return load_person(self.folder / "person.safetensors")
+
     def apply(self, base: Base) -> None:
         """Put the person into the base, in place: LoRA merged, decoder exchanged. Raises: BaseModelError."""
-        person = load_person(self.folder / "person.safetensors")
+        person = self.person()
         apply_person(base.denoiser, person)
         apply_decoder(base.vae, person)
+
+    def write_person(self, folder: Path, text: Tensor) -> None:
+        """What a session needs of the person beside weights: his poses and latents, and text, the embeddings [2, T, D]
+        of no prompt and of his."""
+        for name in ("poses.json", "latents.safetensors"):
+            shutil.copyfile(self.folder / name, folder / name)
+        embeddings = {"empty": text[0].contiguous(), "prompt": text[1].contiguous()}
+        (folder / "text.safetensors").write_bytes(save(embeddings))
 
 
 def _check(record: Mapping[str, Any], told: Mapping[str, Any], path: Path, inside: str = "") -> None:

@@ -85,7 +85,7 @@ def people(smallest_base: Path, tmp_path_factory: pytest.TempPathFactory) -> dic
 def shared_bundle(people: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A shared bundle whose own person is a, with packs of b, c and d. Not to be changed."""
     from posecrafter.export.export import ExportOptions, export_bundle
-    from posecrafter.export.shared import export_person
+    from posecrafter.export.person import export_person
 
     out = tmp_path_factory.mktemp("shared") / "bundle"
     bundle = export_bundle(people["a"], out, options=ExportOptions(shared=True))

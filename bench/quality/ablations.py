@@ -14,7 +14,7 @@ from posecrafter.export.reference import reference_session
 from posecrafter.export.run import Run
 from posecrafter.finetune.base import Base, load_base
 from posecrafter.finetune.layers import Attention, Fold
-from posecrafter.finetune.person import apply_person, load_person
+from posecrafter.finetune.person import apply_person
 from posecrafter.pose import draw_poses
 from posecrafter.progress import silent
 from posecrafter.runtime import Request, Session
@@ -104,7 +104,7 @@ class Variant:
         else:
             base = load_base(told["source"], told["controlnet"])
             if self.person:
-                apply_person(base.denoiser, load_person(run.folder / "person.safetensors"))
+                apply_person(base.denoiser, run.person())
         self.change(base)
         return reference_session(run, base)
 

@@ -39,7 +39,7 @@ def export_command(
     from posecrafter.cli.bars import bars
     from posecrafter.cli.speed import measured_folder
     from posecrafter.export.export import ExportOptions, export_bundle
-    from posecrafter.export.shared import export_person
+    from posecrafter.export.person import export_person
     from posecrafter.manifest import Manifest
     from posecrafter.runtime import Bundle
     from posecrafter.runtime.choose import choose

@@ -15,9 +15,10 @@ from safetensors.numpy import load_file, save_file
 from posecrafter.errors import BundleError, PoseCrafterError
 from posecrafter.export.export import ExportOptions, exported_copy
 from posecrafter.export.graphs import make_graphs
+from posecrafter.export.person import export_person
 from posecrafter.export.reference import open_reference
 from posecrafter.export.run import Run
-from posecrafter.export.shared import export_person, pack_weights
+from posecrafter.export.shared import pack_weights
 from posecrafter.files import read_json, write_json
 from posecrafter.manifest import FileEntry, Manifest
 from posecrafter.runtime import Bundle, Request, Session

@@ -264,7 +264,7 @@ def pocket_people(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Without the export's comparison with PyTorch, which is the export's own to test.
     """
     from posecrafter.export.export import ExportOptions, export_bundle
-    from posecrafter.export.shared import export_person
+    from posecrafter.export.person import export_person
     from posecrafter.finetune.base import load_base
     from posecrafter.pocket.weights import FOLDER
 
@@ -273,7 +273,7 @@ def pocket_people(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder, base = tmp_path_factory.mktemp("pocket"), load_base(FOLDER)
     own, eve = (write_untuned_run(folder / name, base, seed) for seed, name in ((3, "own"), (5, "eve")))
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("export", "shared"):
+        for module in ("export", "person"):
             patch.setattr(f"posecrafter.export.{module}.check_parity", lambda *_: {})
         bundle = export_bundle(own, folder / "bundle", options=ExportOptions(shared=True))
         export_person(eve, bundle, "eve")
@@ -307,10 +307,10 @@ def half_network(people: dict[str, Path], tmp_path_factory: pytest.TempPathFacto
     Without the export's comparison with PyTorch, which is the export's own to test.
     """
     from posecrafter.export.export import ExportOptions, export_bundle
-    from posecrafter.export.shared import export_person
+    from posecrafter.export.person import export_person
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("export", "shared"):
+        for module in ("export", "person"):
             patch.setattr(f"posecrafter.export.{module}.check_parity", lambda *_: {})
         out = tmp_path_factory.mktemp("half-network") / "bundle"
         bundle = export_bundle(people["a"], out, options=ExportOptions(precision="fp16", shared=True))
