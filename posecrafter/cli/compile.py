@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from posecrafter.cli.interrupt import interrupt
-from posecrafter.errors import ExportError, RequestError
+from posecrafter.errors import RequestError
 
 if TYPE_CHECKING:
     from posecrafter.export.compile import Compiled
@@ -60,13 +59,7 @@ def compile_command(
         _show_check(check_bundle(bundle, engine, options), as_json)
         return
     with bars() as progress, interrupt() as cancel:
-        try:
-            compiled = compile_bundle(bundle, engine, options, progress, cancel)
-        except ExportError as error:
-            if error.code != "cancelled":
-                raise
-            print(error.message, file=sys.stderr)
-            raise typer.Exit(130) from None
+        compiled = compile_bundle(bundle, engine, options, progress, cancel)
     _show(compiled, as_json)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from posecrafter.cli.interrupt import interrupt
-from posecrafter.errors import RequestError, TrainingError
+from posecrafter.errors import RequestError
 
 if TYPE_CHECKING:
     from posecrafter.pose import PoseTrack
@@ -124,15 +123,9 @@ def finetune_command(
     RunFolder(out).check(resume, overwrite)
     with bars() as progress, interrupt() as cancel:
         loaded = load_base(base, controlnet, _device(device))
-        try:
-            result = finetune(
-                clip, track, loaded, out, options, resume=resume, overwrite=overwrite, progress=progress, cancel=cancel
-            )
-        except TrainingError as error:
-            if error.code != "cancelled":
-                raise
-            print(error.message, file=sys.stderr)
-            raise typer.Exit(130) from None
+        result = finetune(
+            clip, track, loaded, out, options, resume=resume, overwrite=overwrite, progress=progress, cancel=cancel
+        )
     if as_json:
         typer.echo(json.dumps({**asdict(result), "out": str(result.out)}))
     else:
