@@ -61,15 +61,15 @@ class TorchOptions:
         return "fp16" if torch.device(self.device).type == "cuda" else "fp32"
 
 
-def reference_graphs(run: Path | str, base: Path | str | None = None) -> dict[str, Graph]:
+def reference_graphs(run: Path | str) -> dict[str, Graph]:
     """The modules that `export` traces, before anything is folded or converted. Raises: as `Run.read`, `Run.load`."""
-    return make_graphs(Run.read(run).load(base))
+    return make_graphs(Run.read(run).load())
 
 
-def open_reference(run: Path | str, base: Path | str | None = None, options: TorchOptions | None = None) -> Session:
+def open_reference(run: Path | str, options: TorchOptions | None = None) -> Session:
     """A session on PyTorch, straight from a run folder. Raises: as `Run.read` and `Run.load`; EngineError."""
     tuned = Run.read(run)
-    return reference_session(tuned, tuned.load(base), options)
+    return reference_session(tuned, tuned.load(), options)
 
 
 def reference_session(tuned: Run, model: Base, options: TorchOptions | None = None) -> Session:

@@ -284,9 +284,9 @@ class VideoUNet(VideoNetwork):
 class PoseEmbedding(nn.Module):
     """ControlNet's convolutions from a pose map to features at the latents' size. Independent of t: once a request."""
 
-    def __init__(self, widths: tuple[int, ...], out: int, channels: int = 3) -> None:
+    def __init__(self, widths: tuple[int, ...], out: int) -> None:
         super().__init__()
-        self.conv_in = nn.Conv2d(channels, widths[0], 3, padding=1)
+        self.conv_in = nn.Conv2d(3, widths[0], 3, padding=1)
         steps = itertools.pairwise(widths)
         self.blocks = nn.ModuleList(
             conv for a, b in steps for conv in (nn.Conv2d(a, a, 3, padding=1), nn.Conv2d(a, b, 3, padding=1, stride=2))

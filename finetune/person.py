@@ -40,9 +40,12 @@ class Person:
         return self.alpha / self.rank if self.rank else 0.0
 
 
-def save_person(path: Path | str, person: Person, dtype: torch.dtype = torch.float16) -> None:
-    """Write the tensors in `dtype`, atomically. Raises: TrainingError "nan-weights"; PoseCrafterError "disk-full"."""
-    tensors = {name: tensor.detach().cpu().to(dtype).contiguous() for name, tensor in sorted(person.tensors.items())}
+def save_person(path: Path | str, person: Person) -> None:
+    """Write the tensors in half precision, atomically.
+
+    Raises: TrainingError "nan-weights"; PoseCrafterError "disk-full".
+    """
+    tensors = {name: tensor.detach().cpu().half().contiguous() for name, tensor in sorted(person.tensors.items())}
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
             raise TrainingError("nan-weights", f"{name} holds values that are not finite; train with a smaller --lr")

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from posecrafter.errors import PoseError
+from posecrafter.fields import LARGEST_SIDE
 from posecrafter.files import atomic_write
 from posecrafter.pose.json_frames import frames_of, is_list
 from posecrafter.pose.track import BODY, FACE, KEY_POINTS, LEFT_HAND, RIGHT_HAND, Floats, PoseTrack
@@ -32,7 +33,6 @@ PARTS: dict[str, tuple[slice, tuple[int, ...]]] = {
 BODY_18_OF_25 = (0, 1, 2, 3, 4, 5, 6, 7, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18)
 # Coordinates in 0..1 may leave the canvas a little; a person within two pixels of the corner cannot be meant.
 LARGEST_FRACTION = 2.0
-LARGEST_SIDE = 16_384
 UNITS = ("pixel", "fraction")
 # That many points of somebody within two pixels of the corner are no accident.
 FEW = 3

@@ -162,7 +162,7 @@ def _open(
         from posecrafter.export.reference import TorchOptions, open_reference
 
         placed = (device or "cpu").startswith("cuda") if kernels is None else kernels == "on"
-        return open_reference(path, options=TorchOptions(device or "cpu", placed, precision))
+        return open_reference(path, TorchOptions(device or "cpu", placed, precision))
     if device is not None or kernels is not None:
         raise RequestError(
             "engine-option", f"engine '{engine}' takes neither --device nor --kernels; --engine torch does"
