@@ -29,7 +29,7 @@ check: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/clang-format --dry-run --Werror $(CPP)
 	rm -rf $(TYPED) && $(BIN)/pip install --quiet --no-deps --no-build-isolation --target $(TYPED) .
-	cd $(TYPED) && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p posecrafter
+	cd $(TYPED) && ../../$(BIN)/mypy --config-file ../../pyproject.toml --cache-dir ../mypy -p posecrafter
 
 # RECORDS=--dry proves the script on a CPU. Where there is no .venv but a Python that has torch and triton, as on a GPU
 # machine without a network, that one runs the checkout as it lies and nothing is installed. Memory that grows in place
