@@ -51,8 +51,8 @@ class Figures:
     captions: list[str]
 
 
-def fetch_squares(cache: Path, count: int, size: int = 128) -> None:
-    """Fetch photographs and cut `count` squares into photographs.npy; what is already in the cache stays."""
+def fetch_squares(cache: Path, count: int) -> None:
+    """Fetch photographs and cut `count` squares of 128x128 into photographs.npy; what is already in the cache stays."""
     cache.mkdir(parents=True, exist_ok=True)
     if (cache / "photographs.npy").exists():
         return
@@ -62,7 +62,7 @@ def fetch_squares(cache: Path, count: int, size: int = 128) -> None:
     portrait = next(
         (image for path, image in zip(found, images, strict=True) if path.name == photographs.PORTRAIT), None
     )
-    np.save(cache / "photographs.npy", photographs.cut(images, count, size, PHOTOGRAPH_SEED, portrait))
+    np.save(cache / "photographs.npy", photographs.cut(images, count, 128, PHOTOGRAPH_SEED, portrait))
 
 
 def render(cache: Path, people: int, size: int, processes: int = 1, seconds: float = float("inf")) -> None:

@@ -28,9 +28,9 @@ COLOURS: dict[str, tuple[int, int, int]] = {
 }
 
 
-def colour(name: str, random: np.random.Generator, spread: float = 14) -> tuple[float, float, float]:
+def colour(name: str, random: np.random.Generator) -> tuple[float, float, float]:
     """A shade of a named colour, RGB 0..255."""
-    red, green, blue = np.clip(np.array(COLOURS[name]) + random.normal(0, spread, 3) + random.normal(0, spread), 4, 250)
+    red, green, blue = np.clip(np.array(COLOURS[name]) + random.normal(0, 14, 3) + random.normal(0, 14), 4, 250)
     return float(red), float(green), float(blue)
 
 

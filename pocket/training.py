@@ -55,8 +55,7 @@ class Clock:
 class Average:
     """Exponential moving average of the weights of several named models, in fp32."""
 
-    def __init__(self, models: dict[str, nn.Module], decay: float = 0.999) -> None:
-        self._decay = decay
+    def __init__(self, models: dict[str, nn.Module]) -> None:
         self.weights = {
             f"{name}/{key}": value.detach().float().clone()
             for name, model in models.items()
@@ -66,7 +65,7 @@ class Average:
     @torch.no_grad()
     def update(self, models: dict[str, nn.Module], step: int) -> None:
         """Move towards the models' weights; early steps average over a shorter past."""
-        decay = min(self._decay, (1 + step) / (10 + step))
+        decay = min(0.999, (1 + step) / (10 + step))
         now = {f"{name}/{key}": value for name, model in models.items() for key, value in model.state_dict().items()}
         torch._foreach_lerp_([self.weights[key] for key in now], [value.float() for value in now.values()], 1 - decay)
 
