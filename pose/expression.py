@@ -60,7 +60,9 @@ def envelope(track: PoseTrack, first: int, frames: int | None, ramp: int, stay: 
 
 def blink(track: PoseTrack, *, side: Side = "both", first: int = 0, frames: int = 7) -> PoseTrack:
     """Close and open one eye or both within `frames` frames (7: 0.28 s at 25 a second, as people do)."""
-    eyes = _EYES[_side(side, "both")]
+    if side not in _EYES:
+        raise PoseError("edit-value", f"side is {side!r}; choose one of {', '.join(_EYES)}")
+    eyes = _EYES[side]
     by = envelope(track, first, frames, max(0, (frames - 1) // 2))[:, None, None]
     points = head_points(track)
     upper, lower = points[:, UPPER_LIDS[eyes]], points[:, LOWER_LIDS[eyes]]
@@ -204,12 +206,6 @@ def _with_head(track: PoseTrack, points: Array) -> PoseTrack:
     xy[:, HEAD] = np.where(seen[..., None], points, xy[:, HEAD])
     score[:, HEAD] = np.where(seen | ~track.visible[:, HEAD], score[:, HEAD], 0)
     return PoseTrack(xy, score, track.width, track.height)
-
-
-def _side(side: str, *more: str) -> str:
-    if side not in ("right", "left", *more):
-        raise PoseError("edit-value", f"side is {side!r}; choose one of {', '.join(('right', 'left', *more))}")
-    return side
 
 
 def _within(name: str, value: float, low: float, high: float) -> None:
