@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -57,13 +59,48 @@ def tiny_bundle(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return export_bundle(tiny_run, tmp_path_factory.mktemp("tiny") / "bundle")
 
 
+@pytest.fixture
+def no_tracing(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An export takes the graphs of the tiny bundle instead of tracing them anew."""
+    from posecrafter.export import export
+
+    def write(folder: Path, *_: Any) -> None:
+        shutil.copytree(tiny_bundle / "graphs", folder, dirs_exist_ok=True)
+
+    monkeypatch.setattr(export, "_write_graphs", write)
+
+
+@contextmanager
+def tracing_only_the_denoiser(bundle: Path) -> Iterator[None]:
+    """Exports take the other graphs from a bundle of the same base, and leave it to their tests to compare."""
+    from posecrafter.export import export
+
+    write = export._write_graphs
+
+    def write_denoiser(folder: Path, reference: dict[str, Any], *rest: Any) -> None:
+        shutil.copytree(bundle / "graphs", folder, dirs_exist_ok=True)
+        write(folder, {"denoiser": reference["denoiser"]}, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export, "_write_graphs", write_denoiser)
+        patch.setattr(export, "check_parity", lambda *_: {})
+        yield
+
+
 @pytest.fixture(scope="session")
-def odd_bundle(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def only_the_denoiser() -> Callable[[Path], AbstractContextManager[None]]:
+    """`tracing_only_the_denoiser`, for a test that exports."""
+    return tracing_only_the_denoiser
+
+
+@pytest.fixture(scope="session")
+def odd_bundle(tiny_base: Path, tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny run's person at 72x72, exported: 9 latent cells, which no level halves without rest."""
     from posecrafter.export.export import export_bundle
 
     folder = tmp_path_factory.mktemp("odd")
-    return export_bundle(write_tiny_run(folder / "run", tiny_base, size=72), folder / "bundle")
+    with tracing_only_the_denoiser(tiny_bundle):
+        return export_bundle(write_tiny_run(folder / "run", tiny_base, size=72), folder / "bundle")
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,6 @@ import torch
 from safetensors.numpy import load_file
 
 from posecrafter.errors import ExportError, PoseCrafterError
-from posecrafter.export import export as export_module
 from posecrafter.export.describe import describe
 from posecrafter.export.export import ExportOptions, export_bundle, exported_copy, write_tokenizer
 from posecrafter.export.graphs import Graph
@@ -31,17 +30,6 @@ from posecrafter.runtime import Bundle, Request, Session
 def run(tiny_run: Path, tmp_path: Path) -> Path:
     """A copy of the tiny run, to spoil."""
     return Path(shutil.copytree(tiny_run, tmp_path / "run"))
-
-
-@pytest.fixture
-def no_tracing(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Take the graphs of the tiny bundle instead of tracing them anew."""
-
-    def write(folder: Path, *_: Any) -> None:
-        for file in (tiny_bundle / "graphs").iterdir():
-            shutil.copyfile(file, folder / file.name)
-
-    monkeypatch.setattr(export_module, "_write_graphs", write)
 
 
 def refusal(*arguments: Any, **options: Any) -> PoseCrafterError:

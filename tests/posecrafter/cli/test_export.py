@@ -1,30 +1,16 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
 from posecrafter.cli import app
 from posecrafter.errors import PoseCrafterError
-from posecrafter.export import export as export_module
 
 
-@pytest.fixture
-def graphs(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Take the graphs of the tiny bundle instead of tracing them anew."""
-
-    def write(folder: Path, *_: Any) -> None:
-        for file in (tiny_bundle / "graphs").iterdir():
-            shutil.copyfile(file, folder / file.name)
-
-    monkeypatch.setattr(export_module, "_write_graphs", write)
-
-
-@pytest.mark.usefixtures("graphs")
+@pytest.mark.usefixtures("no_tracing")
 def test_export_writes_a_bundle_and_prints_its_parity_and_the_engine_that_generate_then_takes(
     tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
