@@ -10,7 +10,9 @@ import pytest
 import torch
 from torch import nn
 
+from posecrafter.export.export import export_bundle
 from posecrafter.export.graphs import Graph, make_graphs
+from posecrafter.export.options import ExportOptions
 from posecrafter.export.run import Run
 from posecrafter.finetune.base import Base, load_base
 
@@ -39,6 +41,13 @@ def tuned(tiny_run: Path) -> Base:
 @pytest.fixture(scope="session")
 def graphs(tuned: Base) -> dict[str, Graph]:
     return make_graphs(tuned)
+
+
+@pytest.fixture(scope="session")
+def half_bundle(people: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of one person on the smallest base in fp16, with plugins. Shared: not to be changed."""
+    options = ExportOptions(precision="fp16", plugins=True, max_frames=33)
+    return export_bundle(people["a"], tmp_path_factory.mktemp("half") / "bundle", options=options)
 
 
 @pytest.fixture

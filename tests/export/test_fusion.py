@@ -13,15 +13,9 @@ import tensorrt_rtx_bindings as trt
 from onnxscript import ir
 
 from posecrafter.errors import EngineError
-from posecrafter.export.export import exported_copy
 from posecrafter.export.fusion import Shape, attention_shapes, check_fusion, single
-from posecrafter.export.graphs import make_graphs, make_ranges
-from posecrafter.export.options import ExportOptions
-from posecrafter.export.save import save_graph
 from posecrafter.export.tensorrt_graph import mark_attention, narrow_attention, retype, tensorrt_copy
 from posecrafter.export.tensorrt_plan import build_plan
-from posecrafter.export.trace import trace, translate
-from posecrafter.finetune.base import load_base
 from posecrafter.progress import silent
 from posecrafter.runtime.engines.built import Profile
 
@@ -129,22 +123,12 @@ def test_bf16_takes_the_place_of_fp16_in_weights_casts_and_values(toy_bundle: Pa
 
 @pytest.mark.parametrize(("precision", "accumulate"), [("fp16", "fp32"), ("bf16", "fp16")])
 def test_a_whole_denoiser_is_built_with_every_attention_fused(
-    precision: str, accumulate: str, half_denoiser: Path
+    precision: str, accumulate: str, half_bundle: Path
 ) -> None:
-    marked = tensorrt_copy(half_denoiser, precision, accumulate)
+    source = half_bundle / "graphs" / "denoiser.onnx"
+    marked = tensorrt_copy(source, precision, accumulate)
     assert (marked.fused, marked.decomposed) == (15, 0)
     profile = Profile({"frames": (9, 9, 9), "h": (8, 8, 8), "w": (8, 8, 8), "prompts": (2, 2, 2)})
-    plan = build_plan(trt, marked.model, half_denoiser, (profile,), ("sm89",), silent)
+    plan = build_plan(trt, marked.model, source, (profile,), ("sm89",), silent)
     assert plan.data.nbytes > 10**6
     assert plan.layers > 500
-
-
-@pytest.fixture(scope="module")
-def half_denoiser(smallest_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The fp16 denoiser of a base with one level."""
-    base, options = load_base(smallest_base), ExportOptions(precision="fp16")
-    graph = make_graphs(base)["denoiser"]
-    graph = replace(graph, module=exported_copy(graph.module, options))
-    folder = tmp_path_factory.mktemp("half")
-    save_graph(translate(graph, trace(graph, make_ranges(base, options))), folder, "denoiser", cpu_copy=True)
-    return folder / "denoiser.onnx"

@@ -27,7 +27,6 @@ from triton import knobs
 from posecrafter.errors import PoseCrafterError
 from posecrafter.export import compile as compile_module
 from posecrafter.export.compile import CompileOptions, compile_bundle
-from posecrafter.export.export import export_bundle
 from posecrafter.export.graphs import make_graphs
 from posecrafter.export.options import ExportOptions
 from posecrafter.export.plugins import DOMAIN, KeyFrameAttention, TemporalAttention, plugin_nodes, takes
@@ -43,17 +42,10 @@ CASES = ("key80", "key90", "few80", "many90")
 KERNEL_OF = {"KeyFrameAttention": "key_frame_attention", "TemporalAttention": "temporal_attention"}
 
 
-@pytest.fixture(scope="module")
-def bundle(people: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle of one small person in fp16, with plugins. Shared: not to be changed."""
-    options = ExportOptions(precision="fp16", plugins=True, max_frames=33)
-    return export_bundle(people["a"], tmp_path_factory.mktemp("plugins") / "bundle", options=options)
-
-
-@pytest.fixture(scope="module")
-def exported(bundle: Path) -> Path:
+@pytest.fixture
+def exported(half_bundle: Path) -> Path:
     """The folder of its graphs: the denoiser plain, and with our nodes."""
-    return bundle / "graphs"
+    return half_bundle / "graphs"
 
 
 @pytest.fixture(scope="module")
@@ -244,9 +236,9 @@ def test_plugins_are_for_tensorrt(toy_bundle: Path) -> None:
         assert caught.value.code == "plugins-missing"
 
 
-def test_the_export_proves_the_graph_with_plugins_too(bundle: Path) -> None:
-    manifest = Manifest.read(bundle)
-    manifest.verify(bundle)
+def test_the_export_proves_the_graph_with_plugins_too(half_bundle: Path) -> None:
+    manifest = Manifest.read(half_bundle)
+    manifest.verify(half_bundle)
     assert 0 < manifest.parity["denoiser, plugins"] <= manifest.parity["bound_graph"]
 
 
@@ -273,9 +265,9 @@ def given(monkeypatch: pytest.MonkeyPatch) -> dict[str, ir.Model]:
 
 
 def test_compile_builds_the_denoiser_with_plugins_where_they_are_asked_for(
-    bundle: Path, given: dict[str, ir.Model], tmp_path: Path
+    half_bundle: Path, given: dict[str, ir.Model], tmp_path: Path
 ) -> None:
-    copy = Path(shutil.copytree(bundle, tmp_path / "bundle"))
+    copy = Path(shutil.copytree(half_bundle, tmp_path / "bundle"))
     with pytest.raises(Reached):
         compile_bundle(copy, "tensorrt", CompileOptions(plugins=True, frames=(9, 17)))
     assert list(given) == ["text_encoder", "pose_encoder", "vae_decoder", "denoiser.plugins"]
