@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from posecrafter.bench.machine import ROOT
+from posecrafter.bench.quality import measure
 from posecrafter.bench.quality import records as command
 from posecrafter.bench.quality.measure import SETTINGS
 from posecrafter.bench.quality.subjects import clip_subjects, held_out, rendered_subjects, thinned
@@ -69,6 +70,12 @@ def test_a_folder_without_clips_is_refused(tmp_path):
 
 
 @pytest.fixture
+def no_extractor(monkeypatch):
+    """Nobody looks for people in what was rendered: that takes as long as tuning and rendering here."""
+    monkeypatch.setattr(measure, "_pose_error", lambda *_: None)
+
+
+@pytest.fixture
 def run_bench(subject, tiny_base, tmp_path, monkeypatch):
     """Runs the command on the tiny base in tmp_path, with these options; its records."""
     monkeypatch.setattr(command, "rendered_subjects", lambda count: iter([subject][:count]))
@@ -105,6 +112,7 @@ def test_a_subject_is_tuned_rendered_scored_and_not_done_again(subject, tiny_bas
     assert f"| {subject.name} | the method | 2 | 1 | {tiny_base} {record['base_digest']} " in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("no_extractor")
 def test_other_options_of_tuning_are_tuned_and_measured_anew(run_bench):
     first, second = run_bench() and run_bench(tuning={**TUNING, "steps": 3})
     assert (first["tuning_steps"], second["tuning_steps"]) == (2, 3)
@@ -112,6 +120,7 @@ def test_other_options_of_tuning_are_tuned_and_measured_anew(run_bench):
     assert run_bench() == [first, second]
 
 
+@pytest.mark.usefixtures("no_extractor")
 def test_another_base_is_tuned_and_measured_anew_and_so_is_one_whose_weights_or_defaults_changed(
     run_bench, tiny_base, make_tiny_base, tmp_path
 ):
@@ -127,6 +136,7 @@ def test_another_base_is_tuned_and_measured_anew_and_so_is_one_whose_weights_or_
     assert sorted(run["options"]["learning_rate"] for run in tuned_runs(tmp_path)).count(2e-3) == 1
 
 
+@pytest.mark.usefixtures("no_extractor")
 def test_another_request_and_a_thinned_subject_are_measured_anew_on_the_same_tuned_run(run_bench, tmp_path):
     run_bench()
     assert len(run_bench(request={**REQUEST, "steps": 3})) == 2
@@ -135,6 +145,7 @@ def test_another_request_and_a_thinned_subject_are_measured_anew_on_the_same_tun
     assert len(tuned_runs(tmp_path)) == 1
 
 
+@pytest.mark.usefixtures("no_extractor")
 def test_what_old_lines_do_not_tell_counts_as_not_done(run_bench, tmp_path):
     (record,) = run_bench()
     old = {name: value for name, value in record.items() if name not in SETTINGS}
@@ -142,6 +153,7 @@ def test_what_old_lines_do_not_tell_counts_as_not_done(run_bench, tmp_path):
     assert len(run_bench()) == 2
 
 
+@pytest.mark.usefixtures("no_extractor")
 def test_the_bench_tunes_with_the_bases_time_limit_and_given_steps_without_it(run_bench, tiny_base, tmp_path):
     base = shutil.copytree(tiny_base, tmp_path / "base")
     set_defaults(base, train_steps=3, train_seconds=170.0, window=3)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from posecrafter.bench.flops import count_flops
+from posecrafter.bench.speed import measure
 from posecrafter.bench.speed.cases import EAGER, FULL, LARGE, QUICK, Case, Runner
 from posecrafter.bench.speed.measure import CASES, _memory, _render, percentiles
 
@@ -42,7 +43,10 @@ def test_a_record_holds_ratio_stages_evaluations_and_quality(tiny_run: Path, tin
     assert published["step_gflop"] > target["step_gflop"] > 0
 
 
-def test_an_engine_that_is_not_to_be_had_is_skipped_with_its_reason(tiny_run: Path, tiny_bundle: Path) -> None:
+def test_an_engine_that_is_not_to_be_had_is_skipped_with_its_reason(
+    tiny_run: Path, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measure, "measure_roof", lambda: {"gemm": 80.0, "convolution": 90.0})
     case = Case("tiny", "render", (EAGER, Runner("imagined")), size=64, frames=1, steps=1, rounds=1)
     published, absent = _render(case, tiny_run, tiny_bundle)
     assert "seconds" in published
