@@ -142,18 +142,18 @@ def test_the_run_folder_holds_what_export_needs_and_nothing_else(run, base, clip
     assert load_person(out / "person.safetensors").base_sha256 == base.sha256
 
 
-def test_the_saved_person_is_what_was_trained(run, base, clip, options, draw, tolerance) -> None:
+def test_the_saved_person_is_what_was_trained(base, clip, options, draw, tolerance, tmp_path) -> None:
     trained = copy.deepcopy(base)
-    out = finetune(*clip, trained, run("first").parent / "second", options).out
+    out = finetune(*clip, trained, tmp_path / "run", options).out
     apply_person(base.denoiser, load_person(out / "person.safetensors"))
     with torch.no_grad():
         expected = trained.denoiser(**draw(3))
         assert (base.denoiser(**draw(3)) - expected).abs().max() < tolerance["half"] * expected.abs().max()
 
 
-def test_only_the_trained_weights_move(run, base, clip, options) -> None:
+def test_only_the_trained_weights_move(base, clip, options, tmp_path) -> None:
     trained = copy.deepcopy(base)
-    finetune(*clip, trained, run("first").parent / "second", options)
+    finetune(*clip, trained, tmp_path / "run", options)
     before, after = base.denoiser.state_dict(), trained.denoiser.state_dict()
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert moved

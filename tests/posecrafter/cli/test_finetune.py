@@ -6,10 +6,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 import typer
 from typer.testing import CliRunner
 
@@ -41,15 +42,10 @@ def invoke(arguments: list[str]) -> str:
 
 
 def spawn(arguments: list[str]) -> subprocess.Popen[str]:
-    """The command in a process of its own, on one thread: equal to the bit means for an equal number of threads."""
+    """The command in a process of its own, on one thread."""
     command = [sys.executable, "-m", "posecrafter", "finetune", *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment)
-
-
-def finish(child: subprocess.Popen[str]) -> None:
-    errors = child.communicate(timeout=240)[1]
-    assert child.returncode == 0, errors
 
 
 def wait_for_steps(child: subprocess.Popen[str], log: Path, steps: int) -> None:
@@ -70,6 +66,16 @@ def test_a_run_reports_itself_as_json_and_uses_the_bases_size(words, tmp_path) -
     assert (record["width"], record["height"], record["frames"]) == (64, 64, FRAMES)
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As `spawn` has it: equal to the bit means for an equal number of threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_ctrl_c_saves_a_checkpoint_and_kill_9_loses_only_steps_behind_one(words, tmp_path) -> None:
     log = tmp_path / "run" / "log.jsonl"
     long = ("--steps", 500, "--save-every", 3)
@@ -86,9 +92,9 @@ def test_ctrl_c_saves_a_checkpoint_and_kill_9_loses_only_steps_behind_one(words,
     child.communicate(timeout=120)
     end = len(curve(log)) + 2
 
-    finish(spawn(words("--steps", end, "--save-every", 3, "--resume")))
+    invoke(words("--steps", end, "--save-every", 3, "--resume"))
     resumed = (tmp_path / "run").rename(tmp_path / "resumed")
-    finish(spawn(words("--steps", end, "--save-every", 100)))
+    invoke(words("--steps", end, "--save-every", 100))
     assert curve(log) == curve(resumed / "log.jsonl")
     first, second = (folder / "person.safetensors" for folder in (tmp_path / "run", resumed))
     assert first.read_bytes() == second.read_bytes()
@@ -105,9 +111,7 @@ def test_poses_of_the_whole_video_are_cut_to_the_chosen_frames(words, tmp_path) 
 @pytest.mark.parametrize(
     ("more", "code", "says"),
     [
-        (["--size", "100x64"], "size-not-divisible", "96x64|104x64"),
         (["--size", "big"], "size-format", "WIDTHxHEIGHT"),
-        (["--first", 3, "--last", 3], "too-few-frames", "2 frames"),
         (["--last", 99], "video-range", "0..9"),
         (["--steps", 0], "options-range", "steps"),
         (["--train", "some"], "options-range", "method"),
@@ -124,19 +128,3 @@ def test_bad_input_is_refused_in_one_line_and_leaves_nothing_behind(words, tmp_p
     assert caught.value.code == code
     assert "\n" not in caught.value.message
     assert not (tmp_path / "run").exists()
-
-
-def test_a_video_that_is_missing_empty_or_truncated_is_refused(words, inputs, tmp_path) -> None:
-    codes = []
-    whole = (inputs / "video.mp4").read_bytes()
-    for content in (None, b"", whole[: len(whole) // 2]):
-        broken = tmp_path / "broken.mp4"
-        if content is not None:
-            broken.write_bytes(content)
-        arguments = words()
-        arguments[0] = str(broken)
-        with pytest.raises(PoseCrafterError) as caught:
-            invoke(arguments)
-        codes.append(caught.value.code)
-    assert codes[:2] == ["video-missing", "video-empty"]
-    assert codes[2] in ("video-truncated", "video-unreadable")
