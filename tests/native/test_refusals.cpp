@@ -146,6 +146,8 @@ void newer_structures(Fixture& f) {
     WELL(pc_render(f.session, &newer.known, &output));
     newer.unknown = 1;
     REFUSED("struct-size", pc_render(f.session, &newer.known, &output));
+    newer.unknown = 0, newer.known.reserved = 1;
+    REFUSED("struct-size", pc_render(f.session, &newer.known, &output));
 }
 
 // A call from inside a callback meets the busy session, as one from another thread would.

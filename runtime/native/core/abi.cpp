@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstddef>
 #include <cstring>
 #include <memory>
 #include <new>
@@ -30,6 +31,12 @@ struct pc_planned {
     posecrafter::Plan plan;
     std::string json;
 };
+
+// A field that took the place of padding would not show in struct_size, and old programs would leave it undefined.
+static_assert(offsetof(pc_options, precision) + sizeof(const char*) == sizeof(pc_options));
+static_assert(offsetof(pc_description, reserved) + sizeof(std::int32_t) == sizeof(pc_description));
+static_assert(offsetof(pc_request, reserved) + sizeof(std::int32_t) == sizeof(pc_request));
+static_assert(offsetof(pc_output, latents_bytes) + sizeof(std::size_t) == sizeof(pc_output));
 
 namespace {
 
@@ -190,7 +197,10 @@ posecrafter::Request request_of(const pc_request& given) {
 pc_request taken_request(const pc_request* given) {
     pc_request known;
     pc_request_init(&known);
-    return taken(given, known, "request");
+    known = taken(given, known, "request");
+    if (known.reserved != 0)
+        throw Error(Kind::request, "struct-size", "request uses a field that this release does not know; update it");
+    return known;
 }
 
 void need_bytes(const char* name, const void* buffer, std::size_t bytes, std::size_t needed) {
@@ -269,7 +279,8 @@ pc_status pc_describe(pc_session* session, pc_description* description) {
                m.prompt.c_str(),
                session->engine.c_str(),
                session->device.c_str(),
-               m.sampling_steps};
+               m.sampling_steps,
+               0};
         std::memcpy(description, &out, std::min<std::size_t>(size, sizeof out));
     });
 }

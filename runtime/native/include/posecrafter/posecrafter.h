@@ -25,12 +25,14 @@
  * SHAPES  M target frames, N training frames, H W pixels, h = H / factor, w = W / factor, L latent channels, T text
  *     tokens, D their width, K = 130 key points. Arrays are dense and row-major, the last index fastest.
  * VERSIONS  Structures begin with their size, set by their _init function, and grow only at their end: a program built
- *     against this header runs with every later library of the same major version. */
+ *     against this header runs with every later library of the same major version. What is `reserved` is 0, and once it
+ *     has a name 0 means what it did before: the size does not tell of it. */
 #ifndef POSECRAFTER_H
 #define POSECRAFTER_H
 
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 #ifdef __cplusplus
 extern "C" {
@@ -76,8 +78,7 @@ typedef struct pc_options {
 } pc_options;
 
 static inline void pc_options_init(pc_options* options) {
-    pc_options empty = {0};
-    *options = empty;
+    memset(options, 0, sizeof *options);
     options->struct_size = (uint32_t)sizeof *options;
 }
 
@@ -128,11 +129,11 @@ typedef struct pc_description {
     const char* prompt;          /* the one that the person was tuned with */
     const char *engine, *device; /* what the session runs on */
     int32_t sampling_steps;      /* default of a request that gives no steps either; never 0 */
+    int32_t reserved;
 } pc_description;
 
 static inline void pc_description_init(pc_description* description) {
-    pc_description empty = {0};
-    *description = empty;
+    memset(description, 0, sizeof *description);
     description->struct_size = (uint32_t)sizeof *description;
 }
 
@@ -215,11 +216,11 @@ typedef struct pc_request {
                                      picture its colours, where regions are moved; 0 is the published editing */
     int32_t sampling_steps;       /* solver steps of sampling, 1..steps, or PC_DEFAULT; fewer than `steps` are taken by
                                      a solver of second order */
+    int32_t reserved;             /* 0 */
 } pc_request;
 
 static inline void pc_request_init(pc_request* request) {
-    pc_request empty = {0};
-    *request = empty;
+    memset(request, 0, sizeof *request);
     request->struct_size = (uint32_t)sizeof *request;
     request->reference = request->steps = request->window = request->inversion_iterations = PC_DEFAULT;
     request->keep_mean = request->sampling_steps = PC_DEFAULT;
@@ -239,12 +240,13 @@ typedef struct pc_plan_summary {
     int32_t reference;     /* index of the training frame */
     int32_t windows;       /* passes */
     uint64_t evaluations;  /* frame evaluations of the network: a pass over F frames and B prompts counts F * B */
-    uint64_t memory;       /* estimated peak bytes of a pass */
+    uint64_t memory;       /* estimated peak bytes of a pass, weights among them, the video not */
     const char* json;      /* everything: sizes, windows, warnings, every step (t, a, b, c), every motion */
 } pc_plan_summary;
 
 /* Codes: those of a request's ranges ("steps-range", "sampling-steps-range", "guidance-range", "window-range",
- * "memory-budget", ...), "poses-empty", "poses-not-finite", "no-common-key-points", "null-argument", "session-busy".
+ * "memory-budget", ...), "poses-empty", "poses-not-finite", "no-common-key-points", "engine-load", "null-argument",
+ * "session-busy".
  * Given to pc_planned_free. */
 PC_API pc_status pc_plan(pc_session* session, const pc_request* request, pc_planned** plan);
 
@@ -266,8 +268,7 @@ typedef struct pc_output {
 } pc_output;
 
 static inline void pc_output_init(pc_output* output) {
-    pc_output empty = {0};
-    *output = empty;
+    memset(output, 0, sizeof *output);
     output->struct_size = (uint32_t)sizeof *output;
 }
 
