@@ -68,6 +68,15 @@ def test_the_manuals_program_builds_against_the_installed_package_and_renders(
     np.testing.assert_array_equal(np.frombuffer(done.stdout, np.uint8).reshape(frames.shape), frames)
 
 
+def test_the_library_shows_its_c_interface_and_nothing_else(prefix: Path) -> None:
+    (library,) = prefix.glob("lib*/**/libposecrafter.so")
+    done = run("nm", "--dynamic", "--defined-only", "--format=just-symbols", library)
+    assert done.returncode == 0, done.stderr
+    names = done.stdout.split()
+    assert "pc_open" in names
+    assert [name for name in names if not name.startswith("pc_")] == []
+
+
 def test_the_host_writes_png_files_and_latencies(
     native: Any, prefix: Path, tiny_bundle: Path, expected: dict[str, np.ndarray], tmp_path: Path
 ) -> None:
