@@ -147,6 +147,7 @@ std::unique_ptr<Tensor> FakeEngine::upload(int type, const void* data, const Sha
 
 std::unique_ptr<Tensor> Graph::run(const char* const* names, const std::vector<Tensor*>& tensors, const char*) {
     if (device == "run") fail("engine-run");
+    if (device == "memory") throw std::bad_alloc();
     Inputs in;
     for (std::size_t i = 0; i < tensors.size(); ++i) in[names[i]] = tensors[i];
     if (name == "pose_encoder") return std::make_unique<Tensor>(encode(*in["control_images"]));

@@ -152,8 +152,10 @@ void failing_engines_are_errors(const std::string& bundle) {
     pc_output_init(&output);
     output.frames = frames.data();
     output.frames_bytes = frames.size();
-    for (const auto& [device, code] :
-         {std::pair("nan", "nan-latents"), {"run", "engine-run"}, {"load", "engine-load"}}) {
+    for (const auto& [device, code] : {std::pair("nan", "nan-latents"),
+                                       {"run", "engine-run"},
+                                       {"memory", "engine-memory"},
+                                       {"load", "engine-load"}}) {
         posecrafter::Session session(bundle, fake(device));
         REFUSED(code, pc_render(session.get(), &request, &output));
         CLAIM(pc_render(session.get(), &request, &output) == PC_ENGINE_ERROR);

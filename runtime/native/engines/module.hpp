@@ -13,6 +13,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <memory>
+#include <new>
 #include <string>
 #include <vector>
 
@@ -39,6 +40,8 @@ auto guarded(pc_engine_failure* failure, const char* code, Work work) noexcept -
         return work();
     } catch (const Error& error) {
         tell(failure, error.code().c_str(), error.what());
+    } catch (const std::bad_alloc&) {
+        tell(failure, "engine-memory", "memory ran out; ask for fewer frames a pass, in a window or a decode_chunk");
     } catch (const std::exception& error) {
         tell(failure, code, error.what());
     } catch (...) {
