@@ -6,7 +6,9 @@ After `make_plan` nothing decides any more. A plan prints itself, so that a run 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -18,18 +20,18 @@ from posecrafter.manifest import Defaults
 from posecrafter.pose import FACE, LEFT_HAND, RIGHT_HAND, PoseTrack
 from posecrafter.runtime.bundle import Bundle
 from posecrafter.runtime.edit import Motion, fit_motion
+from posecrafter.runtime.engines.base import Estimating, Pass
 from posecrafter.runtime.request import Inversion, Region, Request, Warp
 from posecrafter.runtime.select import distances, select_reference
 from posecrafter.schedule import Step
 
 _POINTS: dict[Region, slice] = {"face": FACE, "left_hand": LEFT_HAND, "right_hand": RIGHT_HAND}
 
-# Beside the graphs' weights a pass holds so many fp32 tensors of the first level's size for every frame (pose maps and
-# features among them) and so many more for every frame and prompt; an engine, and the decoder behind it, hold some
-# bytes of their own. Fitted to what rendering adds to a process at its peak with ONNX Runtime on a CPU, pocket base at
-# 128x128, 3 to 97 frames, one and two prompts (106 to 480 MiB), which it meets within a quarter. The engine native adds
-# up to 1.15 times as much at 3 to 17 frames, and 0.7 times at 97. OpenVINO adds 0.3 GiB to that; other sizes were not
-# measured.
+# For an engine that has no estimate of its own. Beside the graphs' weights a pass holds so many fp32 tensors of the
+# first level's size for every frame (pose maps and features among them) and so many more for every frame and prompt; an
+# engine, and the decoder behind it, hold some bytes of their own. Fitted to what rendering adds to a process at its
+# peak with ONNX Runtime on a CPU, pocket base at 128x128, 3 to 97 frames, one and two prompts (106 to 480 MiB), which
+# it meets within a quarter. OpenVINO adds 0.3 GiB to that; other sizes were not measured.
 _LIVE_FRAME, _LIVE_PROMPT, _ENGINE = 39, 14, 72 * 2**20
 FAR = 0.08
 
@@ -118,8 +120,11 @@ class Plan:
         }
 
 
-def make_plan(request: Request, bundle: Bundle) -> Plan:
-    """Decide everything. Raises: RequestError (ranges), PoseError "no-common-key-points"."""
+def make_plan(request: Request, bundle: Bundle, engine: object = None) -> Plan:
+    """Decide everything. engine: what the memory is estimated for; ONNX Runtime where it is not `Estimating`.
+
+    Raises: RequestError (ranges), PoseError "no-common-key-points".
+    """
     m = bundle.manifest
     width, height = m.defaults.width, m.defaults.height
     poses = request.poses.framed(Framing.center(request.poses.width, request.poses.height, width, height))
@@ -128,7 +133,8 @@ def make_plan(request: Request, bundle: Bundle) -> Plan:
     steps = m.defaults.steps if request.steps is None else request.steps
     guidance = m.defaults.guidance if request.guidance is None else request.guidance
     weights = (1.0,) if guidance == 1.0 else (1.0 - guidance, guidance)
-    windows = _windows(request, bundle, len(weights))
+    memory = partial(_memory, request, bundle, engine, len(weights))
+    windows = _windows(request, bundle, memory)
     motions, skips = _motions(bundle.poses[reference], poses, request.edit, bundle)
     inversion_steps = m.schedule.inversion(steps) if request.inversion else ()
     sampling_steps = m.schedule.sampling(steps, _sampling_steps(request, m.defaults))
@@ -154,7 +160,7 @@ def make_plan(request: Request, bundle: Bundle) -> Plan:
         warp=request.warp,
         keep_mean=m.defaults.keep_mean if request.keep_mean is None else request.keep_mean,
         evaluations=_evaluations(request.inversion, windows, steps * iterations, len(sampling_steps) * len(weights)),
-        memory=_memory(bundle, max(len(window) for window in windows) + 1, len(weights)),
+        memory=memory(max(len(window) for window in windows) + 1),
         warnings=tuple(_warnings(table, reference, poses, windows, skips)),
     )
 
@@ -176,8 +182,8 @@ def _reference(request: Request, table: NDArray[np.float64]) -> int:
     return request.reference
 
 
-def _windows(request: Request, bundle: Bundle, prompts: int) -> tuple[Window, ...]:
-    """Split M frames into the fewest windows of nearly equal length."""
+def _windows(request: Request, bundle: Bundle, memory: Callable[[int], int]) -> tuple[Window, ...]:
+    """Split M frames into the fewest windows of nearly equal length. memory: of a pass of so many frames."""
     limit = bundle.manifest.frames.max - 1
     if request.window is not None and request.window > limit:
         raise RequestError(
@@ -187,9 +193,9 @@ def _windows(request: Request, bundle: Bundle, prompts: int) -> tuple[Window, ..
         )
     longest = min(request.window or limit, limit)
     if request.memory is not None:
-        while longest > 1 and _memory(bundle, longest + 1, prompts) > request.memory:
+        while longest > 1 and memory(longest + 1) > request.memory:
             longest -= 1
-        needed = _memory(bundle, longest + 1, prompts)
+        needed = memory(longest + 1)
         if needed > request.memory:
             raise RequestError(
                 "memory-budget", f"one frame needs about {needed} bytes, the budget is {request.memory}; raise --memory"
@@ -235,8 +241,11 @@ def _evaluations(inversion: Inversion | None, windows: tuple[Window, ...], inver
     return inverse * inverted + sampling * passes
 
 
-def _memory(bundle: Bundle, frames: int, prompts: int) -> int:
+def _memory(request: Request, bundle: Bundle, engine: object, prompts: int, frames: int) -> int:
     m = bundle.manifest
+    if isinstance(engine, Estimating):
+        width, height, factor = m.defaults.width, m.defaults.height, m.latents.factor
+        return engine.memory(Pass(frames, prompts, request.decode_chunk, height, width, factor, m.text.tokens))
     graphs = {name: entry for name, entry in m.files.items() if name.startswith("graphs/")}
     weights = sum(entry.bytes for name, entry in graphs.items() if not name.endswith(".layers"))
     cells = (m.defaults.width // m.latents.factor) * (m.defaults.height // m.latents.factor)

@@ -117,7 +117,7 @@ class Session:
 
     def plan(self, request: Request) -> Plan:
         """What `render` would do; no network runs. Raises: RequestError, PoseError."""
-        return make_plan(request, self.bundle)
+        return make_plan(request, self.bundle, self.engine)
 
     def render(
         self,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,6 +30,7 @@ from posecrafter.errors import EngineError, RequestError
 
 if TYPE_CHECKING:
     from posecrafter.runtime import Bundle, Plan
+    from posecrafter.runtime.engines import Choice, Engine
     from posecrafter.runtime.report import Report
 
 
@@ -67,12 +70,14 @@ def plan_command(
         window=window,
         memory=memory,
     )
-    plan = make_plan(request, opened)
+    choice = _choose(opened)
+    with _estimating(choice, opened) as engine:
+        plan = make_plan(request, opened, engine)
     report = report_on(plan, opened)
     if sheet is not None:
         _draw(sheet, plan, report, opened)
     warn(report.warnings)
-    values = {**plan.summary(), "warnings": list(report.warnings), **_time(plan, opened), **_engine(opened)}
+    values = {**plan.summary(), "warnings": list(report.warnings), **_time(plan, opened), **_engine(choice)}
     if as_json:
         show({**values, **report.summary()}, as_json=True)
     else:
@@ -88,15 +93,32 @@ def _time(plan: Plan, bundle: Bundle) -> dict[str, Any]:
     return {"seconds": round(speed.seconds(plan), 1), "seconds_from": f"{speed.engine}, {speed.date}"}
 
 
-def _engine(bundle: Bundle) -> dict[str, Any]:
+def _choose(bundle: Bundle) -> Choice | EngineError:
     """What `generate` would take, as far as it can be known without running a network."""
     from posecrafter.cli.speed import measured_folder
     from posecrafter.runtime.choose import choose
 
     try:
-        choice = choose(bundle, kept=measured_folder(), measuring="never")
+        return choose(bundle, kept=measured_folder(), measuring="never")
     except EngineError as error:
-        return {"engine": None, "engine_why": error.message}
+        return error
+
+
+@contextmanager
+def _estimating(choice: Choice | EngineError, bundle: Bundle) -> Iterator[Engine | None]:
+    """The engine where it estimates its own memory, opened; no graph is loaded."""
+    from posecrafter.runtime.engines import open_engine
+
+    if isinstance(choice, EngineError) or choice.name != "native" or bundle.folder is None:
+        yield None
+        return
+    with closing(open_engine(choice.name, bundle.folder, precision=choice.precision)) as engine:
+        yield engine
+
+
+def _engine(choice: Choice | EngineError) -> dict[str, Any]:
+    if isinstance(choice, EngineError):
+        return {"engine": None, "engine_why": choice.message}
     return {"engine": str(choice), "engine_why": choice.told}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -73,6 +74,29 @@ class Packing(Protocol):
 
         Raises: EngineError "engine-load".
         """
+        ...
+
+
+@dataclass(frozen=True)
+class Pass:
+    """frames, the reference among them, sampled with so many prompts of so many tokens and decoded `chunk` frames at a
+    time; images of height x width pixels, `factor` of them a side of a latent cell."""
+
+    frames: int
+    prompts: int
+    chunk: int
+    height: int
+    width: int
+    factor: int
+    tokens: int
+
+
+@runtime_checkable
+class Estimating(Protocol):
+    """An engine that knows what memory a pass takes before any graph runs."""
+
+    def memory(self, size: Pass) -> int:
+        """Bytes at the highest, the weights among them. Raises: EngineError "engine-load"."""
         ...
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from ctypes import POINTER, c_char_p, c_float, c_int64, c_void_p
+from dataclasses import asdict
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from posecrafter.errors import EngineError
-from posecrafter.runtime.engines.base import Buffer
+from posecrafter.runtime.engines.base import Buffer, Pass
 from posecrafter.runtime.engines.native_library import (
     DTYPES,
     MOST_DIMENSIONS,
@@ -27,6 +28,7 @@ from posecrafter.runtime.engines.native_library import (
     Failure,
     Library,
     Options,
+    PassSize,
     Weight,
 )
 
@@ -183,6 +185,11 @@ class NativeEngine:
         data = array.ctypes.data_as(POINTER(c_float))
         failure.check(self._library.download(self._opened().handle, buffer.handle, data, array.size, failure))
         return array
+
+    def memory(self, size: Pass) -> int:
+        graphs, failure = os.fsencode(self._folder / "graphs"), Failure()
+        told = PassSize(**asdict(size))
+        return failure.check(self._library.memory(self._opened().handle, graphs, told, failure))
 
     def close(self) -> None:
         for graph in self._graphs.values():

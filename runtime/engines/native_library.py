@@ -15,6 +15,7 @@ from ctypes import (
     c_int64,
     c_size_t,
     c_uint32,
+    c_uint64,
     c_void_p,
 )
 from pathlib import Path
@@ -35,7 +36,7 @@ WEIGHTS = {np.dtype(np.float32): 1, np.dtype(np.float16): 3}
 PERSON = "person"
 """The input that takes what was packed."""
 
-_ABI = 3
+_ABI = 4
 
 
 class Options(Structure):
@@ -54,6 +55,12 @@ class Weight(Structure):
         ("shape", POINTER(c_int64)),
         ("rank", c_size_t),
     )
+
+
+class PassSize(Structure):
+    """pc_engine_pass."""
+
+    _fields_ = tuple((name, c_int32) for name in ("frames", "prompts", "chunk", "height", "width", "factor", "tokens"))
 
 
 class Failure(Structure):
@@ -89,6 +96,7 @@ class _Module(Structure):
         ("run", CFUNCTYPE(_Handle, _Handle, POINTER(c_char_p), POINTER(_Handle), c_size_t, c_char_p, _Told)),
         ("download", CFUNCTYPE(c_int, _Handle, _Handle, POINTER(c_float), c_size_t, _Told)),
         ("release", CFUNCTYPE(None, _Handle)),
+        ("memory", CFUNCTYPE(c_uint64, _Handle, c_char_p, POINTER(PassSize), _Told)),
     )
 
 
@@ -116,7 +124,7 @@ class Library:
         self.open, self.close = module.open, module.close
         self.load, self.unload, self.input = module.load, module.unload, module.input
         self.upload, self.run, self.download = module.upload, module.run, module.download
-        self.pack, self.release = module.pack, module.release
+        self.pack, self.release, self.memory = module.pack, module.release, module.memory
         self.output.restype, self.output.argtypes = c_char_p, (_Handle, c_size_t)
         self.sizes.restype, self.sizes.argtypes = c_size_t, (_Handle, _Sizes)
         self.last.restype, self.last.argtypes = _Handle, (_Handle, c_char_p, _Told)

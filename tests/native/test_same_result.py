@@ -89,8 +89,11 @@ def in_words(options: dict[str, Any]) -> dict[str, Any]:
     return words
 
 
-def assert_same_plan(plan: Plan, other: dict[str, Any]) -> None:
+def assert_same_plan(plan: Plan, other: dict[str, Any], one_engine: bool) -> None:
+    """Every engine has its own estimate of memory."""
     summary = plan.summary()
+    if not one_engine:
+        del summary["memory_bytes"]
     for name in summary:
         if name in ("reference_distance", "control_scale", "weights"):
             np.testing.assert_allclose(np.array(other[name]), np.array(summary[name]), atol=1e-6, err_msg=name)
@@ -135,7 +138,7 @@ def assert_same(
         maps = draw_poses(result.plan.poses, style=session.bundle.manifest.pose_style)
     words = {"threads": 1, **in_words(case.options)}
     (other,) = native.render_people([case.person], bundle, poses, folder / "native", engine, **words)
-    assert_same_plan(result.plan, other["plan"])
+    assert_same_plan(result.plan, other["plan"], one_engine=not python)
     assert (maps != other["maps"]).any(axis=3).mean() <= 0.001
     np.testing.assert_allclose(other["latents"], latents, atol=latents_off, rtol=0)
     assert np.abs(other["frames"].astype(int) - result.frames).max() <= 1

@@ -193,4 +193,12 @@ void Engine::download(const Tensor& tensor, float* data, std::size_t count) {
     if (!module_->download(engine_.get(), tensor.get(), data, count, &failure)) fail(failure);
 }
 
+std::optional<std::uint64_t> Engine::memory(const pc_engine_pass& pass) const {
+    if (!module_->memory) return std::nullopt;
+    pc_engine_failure failure{};
+    const std::uint64_t bytes = module_->memory(engine_.get(), (folder_ / "graphs").c_str(), &pass, &failure);
+    if (!bytes) fail(failure);
+    return bytes;
+}
+
 }  // namespace posecrafter

@@ -6,6 +6,7 @@
 #include <initializer_list>
 #include <map>
 #include <memory>
+#include <optional>
 #include <set>
 #include <string>
 #include <utility>
@@ -58,6 +59,8 @@ class Engine {
     // Throws Error "engine-load", "engine-run".
     Tensor run(const std::string& graph, Inputs inputs, const Bound& bound, const char* output);
     void download(const Tensor& tensor, float* data, std::size_t count);
+    // Bytes that a pass takes at its highest, of an engine that knows. Throws Error "engine-load".
+    std::optional<std::uint64_t> memory(const pc_engine_pass& pass) const;
 
   private:
     using Handle = std::unique_ptr<void, void (*)(void*)>;

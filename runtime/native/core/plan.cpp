@@ -9,22 +9,28 @@
 namespace posecrafter {
 namespace {
 
-// Python's estimate (runtime/plan.py says where it comes from): beside the weights so many fp32 tensors of the first
-// level's size for every frame, so many for every frame and prompt, and some bytes of the engine's own.
+// Python's estimate for engines that have none of their own (runtime/plan.py says where it comes from): beside the
+// weights so many fp32 tensors of the first level's size for every frame, so many for every frame and prompt, and some
+// bytes of the engine's own.
 constexpr std::uint64_t live_frame = 39, live_prompt = 14, engine_bytes = 72U << 20;
 constexpr double far = 0.08;
 
-std::uint64_t memory_of_pass(const Bundle& bundle, int frames, std::size_t prompts) {
+std::uint64_t memory_of_pass(const Request& request, const Bundle& bundle, const Engine& engine, int frames,
+                             std::size_t prompts) {
+    const Manifest& m = bundle.manifest;
+    const auto known =
+        engine.memory({frames, int(prompts), request.decode_chunk, m.height, m.width, m.factor, m.tokens});
+    if (known) return *known;
     std::uint64_t weights = 0;
-    for (const FileEntry& entry : bundle.manifest.files)
+    for (const FileEntry& entry : m.files)
         if (entry.name.starts_with("graphs/") && !entry.name.ends_with(".layers")) weights += entry.bytes;
     const auto cells = std::uint64_t(bundle.cells_wide()) * std::uint64_t(bundle.cells_high());
-    const std::uint64_t tensor = 4 * std::uint64_t(bundle.manifest.network_width) * cells;
+    const std::uint64_t tensor = 4 * std::uint64_t(m.network_width) * cells;
     return engine_bytes + weights + tensor * std::uint64_t(frames) * (live_frame + live_prompt * prompts);
 }
 
 // M frames in the fewest windows of nearly equal length.
-std::vector<Window> split(const Request& request, const Bundle& bundle, std::size_t prompts) {
+std::vector<Window> split(const Request& request, const Bundle& bundle, const Engine& engine, std::size_t prompts) {
     const int limit = static_cast<int>(bundle.manifest.frames.max) - 1;
     if (request.window && *request.window > limit)
         throw Error(Kind::request, "window-range",
@@ -32,8 +38,9 @@ std::vector<Window> split(const Request& request, const Bundle& bundle, std::siz
                          " beside the reference. Shorten it, or export with a larger --max-frames"));
     int longest = std::min(request.window.value_or(limit), limit);
     if (request.memory) {
-        while (longest > 1 && memory_of_pass(bundle, longest + 1, prompts) > *request.memory) --longest;
-        const std::uint64_t needed = memory_of_pass(bundle, longest + 1, prompts);
+        const auto memory = [&] { return memory_of_pass(request, bundle, engine, longest + 1, prompts); };
+        while (longest > 1 && memory() > *request.memory) --longest;
+        const std::uint64_t needed = memory();
         if (needed > *request.memory)
             throw Error(
                 Kind::request, "memory-budget",
@@ -146,7 +153,7 @@ int choose_reference(const Request& request, const Bundle& bundle, const Table& 
 
 }  // namespace
 
-Plan make_plan(const Request& request, const Bundle& bundle) {
+Plan make_plan(const Request& request, const Bundle& bundle, const Engine& engine) {
     request.check();
     const Manifest& m = bundle.manifest;
     std::optional<Track> poses;
@@ -166,7 +173,7 @@ Plan make_plan(const Request& request, const Bundle& bundle) {
         plan.weights = {1.0F};
     else
         plan.weights = {static_cast<float>(1.0 - guidance), static_cast<float>(guidance)};
-    plan.windows = split(request, bundle, plan.weights.size());
+    plan.windows = split(request, bundle, engine, plan.weights.size());
     plan.inversion = request.inversion;
     plan.inversion_iterations = request.inversion_iterations.value_or(m.inversion_iterations);
     if (request.inversion != Inversion::none) plan.inversion_steps = m.schedule.inversion(steps);
@@ -177,7 +184,7 @@ Plan make_plan(const Request& request, const Bundle& bundle) {
     plan.keep_mean = request.keep_mean.value_or(m.keep_mean);
     find_motions(request, bundle, plan);
     plan.evaluations = count_evaluations(plan, steps);
-    plan.memory = memory_of_pass(bundle, longest(plan.windows) + 1, plan.weights.size());
+    plan.memory = memory_of_pass(request, bundle, engine, longest(plan.windows) + 1, plan.weights.size());
     if (plan.poses) warn_of_poses(table, plan);
     if (plan.windows.size() > 1)
         plan.warnings.push_back(

@@ -7,6 +7,7 @@
 
 #include "bundle.hpp"
 #include "edit.hpp"
+#include "engine.hpp"
 #include "request.hpp"
 
 namespace posecrafter {
@@ -47,7 +48,8 @@ struct Plan {
     std::string json() const;
 };
 
-// Decide everything. Throws Error of a request's ranges, "no-common-key-points".
-Plan make_plan(const Request& request, const Bundle& bundle);
+// Decide everything. engine: what the memory is estimated for. Throws Error of a request's ranges,
+// "no-common-key-points".
+Plan make_plan(const Request& request, const Bundle& bundle, const Engine& engine);
 
 }  // namespace posecrafter

@@ -42,7 +42,7 @@ class Session {
     // as it was.
     void load_person(const std::optional<std::string>& person);
 
-    Plan plan(const Request& request) const { return make_plan(request, bundle()); }
+    Plan plan(const Request& request) const { return make_plan(request, bundle(), engine_); }
     // Throws Error "cancelled", "nan-latents", and what plans and engines throw.
     void render(const Request& request, const Output& output, const Progress& progress, const Preview& preview);
 

@@ -51,7 +51,7 @@ Images ResBlock::run(Machine& machine, const Images& x, Time time, int frames) c
         check_width(time.width, time_.inputs());
         Product product = time_.product(time.data, bias.data());
         product.add = conv1_.bias();
-        machine.k.multiply(product, 0, 1);
+        machine.share(1, [&](int) { machine.k.multiply(product, 0, 1); });
     }
     const Scaling before = norm1_.scaling(machine, x, frames);
     const Images y = conv1_.run(machine, x, {&before, true}, bias.data());
@@ -113,7 +113,7 @@ TransformerBlock::Keys TransformerBlock::pack(Machine& machine, const float* row
     const int width = width_ / heads_;
     Keys keys{{}, count, machine.k.packed_head_size(count, width)};
     keys.packed = machine.arena.take(keys.head * static_cast<std::size_t>(contexts * heads_));
-    machine.threads.share(contexts * heads_, [&](int index, int) {
+    machine.share(contexts * heads_, [&](int index) {
         const float* first = rows + floats(index / heads_ * count, 2 * width_);
         const Attention attention{nullptr, first, first + width_, nullptr, 0, 2 * width_, 0, count, heads_, width};
         machine.k.pack_head(attention, index % heads_,
@@ -125,9 +125,8 @@ TransformerBlock::Keys TransformerBlock::pack(Machine& machine, const float* row
 TransformerBlock::Keys TransformerBlock::key_frames(Machine& machine, const Images& x, Fold fold) const {
     const int cells = x.cells();
     const Block made = machine.arena.take(floats(fold.outer() * cells, 2 * width_));
-    machine.threads.share(fold.outer() * blocks_of(cells), [&](int index, int thread) {
+    machine.share(fold.outer() * blocks_of(cells), floats(kBlock, width_), [&](int index, float* normed) {
         const Rows rows = rows_of(index, cells);
-        float* normed = machine.scratch(thread, floats(kBlock, width_));
         const float* own = x.image(rows.clip * fold.frames) + floats(rows.first - rows.clip * cells, width_);
         norm1_.rows(machine, own, rows.count, normed);
         machine.k.multiply(of_key_.product(normed, made.data() + floats(rows.first, 2 * width_)), 0, rows.count);
@@ -140,7 +139,7 @@ TransformerBlock::Keys TransformerBlock::texts(Machine& machine, const Text& tex
     const int rows = text.prompts * text.tokens;
     const Block made = machine.arena.take(floats(rows, 2 * width_));
     const Product product = of_text_.product(text.data, made.data());
-    machine.by_rows(rows, 24, [&](int begin, int end, int) { machine.k.multiply(product, begin, end); });
+    machine.by_rows(rows, 24, [&](int begin, int end) { machine.k.multiply(product, begin, end); });
     return pack(machine, made.data(), text.prompts, text.tokens);
 }
 
@@ -157,10 +156,9 @@ void TransformerBlock::see_key_frame(Machine& machine, const Images& x, Fold fol
     const Kernels& k = machine.k;
     const Keys keys = key_frames(machine, x, fold);
     const int width = width_, clip = fold.frames * x.cells();
-    const std::size_t attending = k.attend_scratch(keys.count, width / heads_);
-    machine.threads.share(fold.outer() * blocks_of(clip), [&](int index, int thread) {
+    const std::size_t needed = floats(kBlock, 3 * width) + k.attend_scratch(keys.count, width / heads_);
+    machine.share(fold.outer() * blocks_of(clip), needed, [&](int index, float* normed) {
         const Rows rows = rows_of(index, clip);
-        float* normed = machine.scratch(thread, floats(kBlock, 3 * width) + attending);
         float *queries = normed + floats(kBlock, width), *seen = queries + floats(kBlock, width);
         float *own = x.data() + floats(rows.first, width), *scratch = seen + floats(kBlock, width);
         norm1_.rows(machine, own, rows.count, normed);
@@ -178,11 +176,10 @@ void TransformerBlock::see_frames(Machine& machine, float* across, int cells, Fo
     const Kernels& k = machine.k;
     const int row = 3 * width_, places = k.lanes, parts = (cells + places - 1) / places, head = width_ / heads_;
     const std::ptrdiff_t frame = static_cast<std::ptrdiff_t>(cells) * row;
-    machine.threads.share(fold.outer() * parts, [&](int index, int thread) {
+    machine.share(fold.outer() * parts, k.temporal_scratch(fold.frames, head), [&](int index, float* scratch) {
         float* q = across + index / parts * fold.frames * frame;
         const int begin = index % parts * places, end = std::min(begin + places, cells);
         const Attention attention{q, q + width_, q + 2 * width_, q, row, row, row, fold.frames, heads_, head};
-        float* scratch = machine.scratch(thread, k.temporal_scratch(fold.frames, head));
         k.attend_temporal(attention, frame, frame, begin, end, scratch);
     });
 }
@@ -193,12 +190,11 @@ Images TransformerBlock::see_text(Machine& machine, Images x, const float* acros
     const Kernels& k = machine.k;
     const Keys words = texts(machine, text);
     const int width = width_, hidden = hidden_.outputs(), clip = fold.frames * x.cells();
-    const std::size_t attending = k.attend_scratch(text.tokens, width / heads_);
+    const std::size_t needed = floats(kBlock, 4 * width + hidden) + k.attend_scratch(text.tokens, width / heads_);
     Images y = fold.split ? std::move(x) : machine.images(fold.prompts * fold.frames, x.high, x.wide, width);
     const float* from = fold.split ? y.data() : x.data();
-    machine.threads.share(fold.outer() * blocks_of(clip), [&](int index, int thread) {
+    machine.share(fold.outer() * blocks_of(clip), needed, [&](int index, float* own) {
         const Rows rows = rows_of(index, clip);
-        float* own = machine.scratch(thread, floats(kBlock, 4 * width + hidden) + attending);
         float *normed = own + floats(kBlock, width), *q = normed + floats(kBlock, width);
         float *seen = q + floats(kBlock, width), *inner = seen + floats(kBlock, width);
         float* scratch = inner + floats(kBlock, hidden);
@@ -254,9 +250,8 @@ Images Transformer::run(Machine& machine, const Images& x, const Text& text, Fol
     const int width = x.channels, cells = x.cells();
     const Scaling scaling = norm_.scaling(machine, x, 1);
     Images y = machine.images(x.count, x.high, x.wide, proj_in_.outputs());
-    machine.threads.share(x.count * blocks_of(cells), [&](int index, int thread) {
+    machine.share(x.count * blocks_of(cells), floats(kBlock, width), [&](int index, float* normed) {
         const Rows rows = rows_of(index, cells);
-        float* normed = machine.scratch(thread, floats(kBlock, width));
         const std::size_t channels = floats(rows.clip, width);  // every image is a clip of its own here
         k.scale_shift(x.data() + floats(rows.first, width), rows.count, width, scaling.scale.data() + channels,
                       scaling.shift.data() + channels, normed);
@@ -270,7 +265,7 @@ Images Transformer::run(Machine& machine, const Images& x, const Text& text, Fol
     check_width(y.channels, proj_out_.inputs());
     Images out = machine.images(y.count, x.high, x.wide, width);
     const int clip = fold.frames * cells;
-    machine.threads.share(fold.prompts * blocks_of(clip), [&](int index, int) {
+    machine.share(fold.prompts * blocks_of(clip), [&](int index) {
         const Rows rows = rows_of(index, clip);
         const int source = outer == 1 ? rows.first - rows.clip * clip : rows.first;  // the prompts may share x
         Product product =

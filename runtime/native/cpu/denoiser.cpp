@@ -100,19 +100,21 @@ class Network {
         const int width = time1_.inputs(), half = width / 2, wide = time2_.outputs();
         Block waves = machine.arena.take(static_cast<std::size_t>(width)), inner = machine.arena.take(wide),
               out = machine.arena.take(wide);
-        for (int i = 0; i < half; ++i) {
-            const float angle =
-                static_cast<float>(timestep) * std::exp(-std::log(10000.0f) * (static_cast<float>(i) / half));
-            waves.data()[i] = std::cos(angle);
-            waves.data()[half + i] = std::sin(angle);
-        }
         const auto activate = [](float* x, int count) {
             for (int i = 0; i < count; ++i) x[i] = x[i] / (1 + std::exp(-x[i]));
         };
-        machine.k.multiply(time1_.product(waves.data(), inner.data()), 0, 1);
-        activate(inner.data(), wide);
-        machine.k.multiply(time2_.product(inner.data(), out.data()), 0, 1);
-        activate(out.data(), wide);
+        machine.share(1, [&](int) {
+            for (int i = 0; i < half; ++i) {
+                const float angle =
+                    static_cast<float>(timestep) * std::exp(-std::log(10000.0f) * (static_cast<float>(i) / half));
+                waves.data()[i] = std::cos(angle);
+                waves.data()[half + i] = std::sin(angle);
+            }
+            machine.k.multiply(time1_.product(waves.data(), inner.data()), 0, 1);
+            activate(inner.data(), wide);
+            machine.k.multiply(time2_.product(inner.data(), out.data()), 0, 1);
+            activate(out.data(), wide);
+        });
         return out;
     }
 
@@ -227,7 +229,7 @@ class Denoiser : public Graph {
         check_width(skip.channels, layer.outputs());
         Product product = layer.product(control.data(), skip.data());
         product.factor = scale, product.add = skip.data();
-        machine.by_rows(skip.rows(), 96, [&](int begin, int end, int) { machine.k.multiply(product, begin, end); });
+        machine.by_rows(skip.rows(), 96, [&](int begin, int end) { machine.k.multiply(product, begin, end); });
     }
 
     /* From the middle, the last of `skips`, back up: eps of every prompt, [B*F, h, w, L]. */
@@ -253,7 +255,7 @@ class Denoiser : public Graph {
     static Images join(Machine& machine, const Part& below, const Part& skip) {
         const Images &y = below.images, &s = skip.images;
         Images both = machine.images(y.count, y.high, y.wide, y.channels + s.channels);
-        machine.threads.share(y.count, [&](int image, int) {
+        machine.share(y.count, [&](int image) {
             const float *left = y.image(image), *right = s.image(s.count == y.count ? image : image % s.count);
             float* to = both.image(image);
             for (int cell = 0; cell < y.cells(); ++cell, to += both.channels, left += y.channels, right += s.channels) {
@@ -270,15 +272,17 @@ class Denoiser : public Graph {
         const int frames = x.sizes[0], prompts = each.count / frames;
         const std::size_t count = each.size() / static_cast<std::size_t>(prompts);
         const Block mixed = machine.arena.take(count);
-        for (std::size_t i = 0; i < count; ++i) {
-            float sum = 0;
-            for (int prompt = 0; prompt < prompts; ++prompt)
-                sum += weight[prompt] * each.data()[static_cast<std::size_t>(prompt) * count + i];
-            mixed.data()[i] = sum;
-        }
-        Made next = made("x_next", x.sizes), eps = made("eps", x.sizes);
-        to_planar(mixed.data(), frames, each.cells(), each.channels, eps.data.get());
-        for (std::size_t i = 0; i < count; ++i) next.data[i] = a * x.floats()[i] + b * eps.data[i];
+        Made next = made(machine, "x_next", x.sizes), eps = made(machine, "eps", x.sizes);
+        machine.share(1, [&](int) {
+            for (std::size_t i = 0; i < count; ++i) {
+                float sum = 0;
+                for (int prompt = 0; prompt < prompts; ++prompt)
+                    sum += weight[prompt] * each.data()[static_cast<std::size_t>(prompt) * count + i];
+                mixed.data()[i] = sum;
+            }
+            to_planar(mixed.data(), frames, each.cells(), each.channels, eps.data.get());
+            for (std::size_t i = 0; i < count; ++i) next.data[i] = a * x.floats()[i] + b * eps.data[i];
+        });
         std::vector<Made> outputs;
         outputs.push_back(std::move(next));
         outputs.push_back(std::move(eps));

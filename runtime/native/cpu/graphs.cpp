@@ -56,7 +56,7 @@ void check_cells(std::initializer_list<int> sizes) {
 Images from_planar(Machine& machine, const Given& planar) {
     Images made = machine.images(planar.sizes[0], planar.sizes[2], planar.sizes[3], planar.sizes[1]);
     const int cells = made.cells(), channels = made.channels;
-    machine.threads.share(made.count, [&](int image, int) {
+    machine.share(made.count, [&](int image) {
         const float* from = planar.floats() + static_cast<std::size_t>(image) * cells * channels;
         float* to = made.image(image);
         for (int cell = 0; cell < cells; ++cell)
@@ -73,10 +73,16 @@ void to_planar(const float* images, int count, int cells, int channels, float* p
                 *planar++ = images[static_cast<std::size_t>(cell) * channels + channel];
 }
 
-Made made(std::string name, std::vector<int> sizes) {
+std::size_t Made::count() const {
     std::size_t count = 1;
     for (int size : sizes) count *= static_cast<std::size_t>(size);
-    return {std::move(name), std::move(sizes), std::shared_ptr<float[]>(new float[count])};
+    return count;
+}
+
+Made made(const Machine& machine, std::string name, std::vector<int> sizes) {
+    Made made{std::move(name), std::move(sizes), nullptr};
+    if (!machine.counting) made.data.reset(new float[made.count()]);
+    return made;
 }
 
 }  // namespace posecrafter::cpu

@@ -26,6 +26,7 @@ struct Made {
     std::string name;
     std::vector<int> sizes;
     std::shared_ptr<float[]> data;
+    std::size_t count() const;
 };
 
 /* One graph; of a shared bundle, one with a person's weights. Runs from one thread at a time. */
@@ -57,6 +58,7 @@ void check_cells(std::initializer_list<int> sizes);
 /* Planar [count, channels, h, w] -> channels-last, and back. */
 Images from_planar(Machine& machine, const Given& planar);
 void to_planar(const float* images, int count, int cells, int channels, float* planar);
-Made made(std::string name, std::vector<int> sizes);
+/* With memory for as many numbers, unless the machine counts. */
+Made made(const Machine& machine, std::string name, std::vector<int> sizes);
 
 }  // namespace posecrafter::cpu

@@ -181,6 +181,13 @@ bool Layers::shared() const {
     return std::any_of(tensors_.begin(), tensors_.end(), [](const auto& one) { return !one.second.input.empty(); });
 }
 
+std::vector<Weight> Layers::persons() const {
+    std::vector<Weight> wanted;
+    for (const auto& [name, tensor] : tensors_)
+        if (!tensor.input.empty()) wanted.push_back({tensor.input, tensor.sizes, nullptr, tensor.half});
+    return wanted;
+}
+
 Layers Layers::with(const std::vector<Weight>& weights) const {
     std::map<std::string_view, const Weight*> given;
     for (const Weight& weight : weights) given[weight.input] = &weight;

@@ -73,6 +73,8 @@ class Layers {
 
     /* Whether some are a person's. */
     bool shared() const;
+    /* What is a person's, by its names and sizes, without data. */
+    std::vector<Weight> persons() const;
     /* These layers with a person's weights, which are read until it goes; those that they do not know are left out.
      * Throws LayersError where one is missing or another than the layers say. */
     Layers with(const std::vector<Weight>& weights) const;

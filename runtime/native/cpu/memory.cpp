@@ -1,5 +1,6 @@
 #include "memory.hpp"
 
+#include <algorithm>
 #include <cstdint>
 #include <cstdlib>
 #include <new>
@@ -38,10 +39,11 @@ Block::~Block() {
 }
 
 Block Arena::take(std::size_t count) {
+    count = std::max<std::size_t>(count, 1);
     std::size_t best = slots_.size(), empty = best;
     for (std::size_t i = 0; i < slots_.size(); ++i) {
         const Slot& slot = slots_[i];
-        if (!slot.data)
+        if (slot.size == 0)
             empty = i;
         else if (slot.idle && slot.size >= count && slot.size <= 2 * count &&
                  (best == slots_.size() || slot.size < slots_[best].size))
@@ -50,7 +52,8 @@ Block Arena::take(std::size_t count) {
     if (best == slots_.size()) {
         best = empty;
         if (best == slots_.size()) slots_.emplace_back();
-        slots_[best] = Slot{make_floats(count), count, true};
+        slots_[best] = Slot{counting_ ? nullptr : make_floats(count), count, true};
+        most_ = std::max(most_, held_ += count);
     }
     slots_[best].idle = false;
     return {this, slots_[best].data.get(), best};
@@ -58,7 +61,7 @@ Block Arena::take(std::size_t count) {
 
 void Arena::trim() {
     for (Slot& slot : slots_)
-        if (slot.idle) slot = Slot{};
+        if (slot.idle) held_ -= slot.size, slot = Slot{};
 }
 
 }  // namespace posecrafter::cpu

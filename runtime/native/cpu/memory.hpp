@@ -38,18 +38,24 @@ class Block {
 /* Blocks for what lives within a run. Used from one thread; outlives its blocks. */
 class Arena {
   public:
+    /* counting: its blocks have no memory, data() is nullptr. */
+    explicit Arena(bool counting = false) : counting_(counting) {}
     /* The smallest idle block that fits and is not twice too large, or a new one. */
     Block take(std::size_t count);
     /* Let go of idle blocks: what comes next has other sizes. */
     void trim();
+    /* Floats that its blocks, idle ones among them, held at most. */
+    std::size_t most() const { return most_; }
 
   private:
     friend class Block;
     struct Slot {
         Floats data;
-        std::size_t size;
-        bool idle;
+        std::size_t size = 0;  // 0: none
+        bool idle = false;
     };
+    bool counting_;
+    std::size_t held_ = 0, most_ = 0;
     std::vector<Slot> slots_;
 };
 

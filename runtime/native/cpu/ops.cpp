@@ -73,13 +73,24 @@ void check_width(int found, int wanted) {
                           "; export the bundle again");
 }
 
-Machine::Machine(int count, bool bf16)
-    : k(kernels()), bf16(bf16), threads(count), scratch_(static_cast<std::size_t>(count)) {}
+Machine::Machine(int threads, bool bf16, bool counting)
+    : k(kernels()),
+      threads(threads),
+      bf16(bf16),
+      counting(counting),
+      arena(counting),
+      pool_(counting ? 1 : threads),
+      scratch_(static_cast<std::size_t>(threads)) {}
 
 Images Machine::images(int count, int high, int wide, int channels) {
     Images made{{}, count, high, wide, channels};
     made.block = arena.take(made.size());
     return made;
+}
+
+Floats Machine::keep(std::size_t count) {
+    kept_ += count;
+    return counting ? nullptr : make_floats(count);
 }
 
 float* Machine::scratch(int thread, std::size_t count) {
@@ -136,10 +147,9 @@ Floats Linear::pack(Machine& machine, const std::vector<const Tensor*>& parts) c
     const int panels = (columns + width - 1) / width;
     const std::size_t inputs = static_cast<std::size_t>(inputs_), lanes = static_cast<std::size_t>(k.lanes);
     const std::size_t panel = k.packed_size(bf16_ ? (inputs_ + 1) / 2 : inputs_, 1);
-    Floats packed = make_floats(panel * static_cast<std::size_t>(panels));
-    machine.threads.share(panels, [&](int index, int thread) {
+    Floats packed = machine.keep(panel * static_cast<std::size_t>(panels));
+    machine.share(panels, 2 * lanes * inputs, [&](int index, float* own) {
         const int left = index * width, count = std::min(width, columns - left);
-        float* own = machine.scratch(thread, 2 * lanes * inputs);
         float* to = packed.get() + panel * static_cast<std::size_t>(index);
         if (gated_) {
             float* gates = own + lanes * inputs;
@@ -186,12 +196,12 @@ Scaling GroupNorm::scaling(Machine& machine, const Images& x, int frames) const 
     const int channels = x.channels, share = channels / groups_, clips = x.count / frames;
     const std::size_t width = static_cast<std::size_t>(channels);
     Block moments = machine.arena.take(2 * width * static_cast<std::size_t>(x.count));
-    machine.threads.share(x.count, [&](int image, int) {
+    machine.share(x.count, [&](int image) {
         float* own = moments.data() + 2 * width * static_cast<std::size_t>(image);
         machine.k.moments(x.image(image), x.cells(), channels, own, own + width);
     });
     Scaling made{machine.arena.take(width * clips), machine.arena.take(width * clips), frames};
-    for (int clip = 0; clip < clips; ++clip)
+    machine.share(clips, [&](int clip) {
         for (int group = 0; group < groups_; ++group) {
             // Means and squares of equally many numbers: theirs together are Chan's sums.
             const float* first = moments.data() + 2 * width * static_cast<std::size_t>(clip * frames) + group * share;
@@ -212,6 +222,7 @@ Scaling GroupNorm::scaling(Machine& machine, const Images& x, int frames) const 
                 made.shift.data()[place] = static_cast<float>(affine_.bias()[i] - affine_.weight()[i] * factor * mean);
             }
         }
+    });
     return made;
 }
 
@@ -231,10 +242,9 @@ Floats Convolution3x3::pack(Machine& machine, const Tensor& weight) const {
     const Kernels& k = machine.k;
     const int width = 2 * k.lanes, panels = (outputs_ + width - 1) / width;
     const std::size_t taps = 9 * static_cast<std::size_t>(inputs_) * static_cast<std::size_t>(width);
-    Floats packed = make_floats(k.convolution_size(inputs_, outputs_, winograd_));
-    machine.threads.share(panels, [&](int panel, int thread) {
+    Floats packed = machine.keep(k.convolution_size(inputs_, outputs_, winograd_));
+    machine.share(panels, taps, [&](int panel, float* own) {
         const int begin = panel * width, count = std::min(width, outputs_ - begin);
-        float* own = machine.scratch(thread, taps);
         if (weight.sizes[2] == 4)
             undoubled(weight, begin, count, own);
         else
@@ -266,10 +276,9 @@ Images Convolution3x3::run(Machine& machine, const Images& x, Reading reading, i
                            .bias = bias ? bias : weights_->bias.get(),
                            .add = add,
                            .y = y.data()};
-    const int units = machine.k.convolution_units(work, machine.threads.count());
-    const std::size_t floats = machine.k.convolution_scratch(work, units);
-    machine.threads.share(
-        units, [&](int unit, int thread) { machine.k.convolve(work, unit, units, machine.scratch(thread, floats)); });
+    const int units = machine.k.convolution_units(work, machine.threads);
+    machine.share(units, machine.k.convolution_scratch(work, units),
+                  [&](int unit, float* scratch) { machine.k.convolve(work, unit, units, scratch); });
     return y;
 }
 
@@ -284,7 +293,7 @@ Images multiply(Machine& machine, const Linear& layer, const Images& x, const fl
     Images y = machine.images(x.count, x.high, x.wide, layer.outputs());
     Product product = layer.product(x.data(), y.data());
     product.add = add;
-    machine.by_rows(x.rows(), kRowBlock, [&](int begin, int end, int) { machine.k.multiply(product, begin, end); });
+    machine.by_rows(x.rows(), kRowBlock, [&](int begin, int end) { machine.k.multiply(product, begin, end); });
     return y;
 }
 

@@ -27,35 +27,56 @@ struct Images {
     }
 };
 
-/* What every layer runs on. Used from one thread at a time. */
+/* What every layer runs on. Used from one thread at a time.
+ *
+ * One that counts has no memory and does no task, so that graphs that are made and run on it tell what they would take
+ * (estimate.cpp): whatever touches a block or weights is a task. */
 class Machine {
   public:
     /* bf16: products of tokens round to it where they can. */
-    Machine(int threads, bool bf16);
+    Machine(int threads, bool bf16, bool counting = false);
 
     const Kernels& k;
-    const bool bf16;
-    Threads threads;
+    const int threads;
+    const bool bf16, counting;
     Arena arena;
 
     Images images(int count, int high, int wide, int channels);
-    /* Floats of a thread's own, at least so many; what they held is gone. */
-    float* scratch(int thread, std::size_t count);
-    /* body(first row, row behind the last, thread) for rows 0..rows in blocks. */
+    /* Memory that stays: a graph's packed weights. */
+    Floats keep(std::size_t count);
+    /* body(index) for every index in 0..tasks, as `Threads::share` does. */
+    template <class Body>
+    void share(int tasks, const Body& body) {
+        if (!counting) pool_.share(tasks, [&](int index, int) { body(index); });
+    }
+    /* body(index, scratch): so many floats of a thread's own; what they held is gone. */
+    template <class Body>
+    void share(int tasks, std::size_t floats, const Body& body) {
+        most_scratch_ = most_scratch_ < floats ? floats : most_scratch_;
+        if (!counting) pool_.share(tasks, [&](int index, int thread) { body(index, scratch(thread, floats)); });
+    }
+    /* body(first row, row behind the last) for rows 0..rows in blocks. */
     template <class Body>
     void by_rows(int rows, int block, const Body& body) {
-        threads.share((rows + block - 1) / block, [&](int index, int thread) {
+        share((rows + block - 1) / block, [&](int index) {
             const int begin = index * block;
-            body(begin, begin + block < rows ? begin + block : rows, thread);
+            body(begin, begin + block < rows ? begin + block : rows);
         });
     }
+    /* Floats that were kept, and the scratch of all threads. */
+    std::size_t kept() const { return kept_; }
+    std::size_t scratches() const { return most_scratch_ * static_cast<std::size_t>(threads); }
 
   private:
     struct Scratch {
         Floats data;
         std::size_t size = 0;
     };
+    float* scratch(int thread, std::size_t count);
+
+    Threads pool_;
     std::vector<Scratch> scratch_;
+    std::size_t kept_ = 0, most_scratch_ = 0;
 };
 
 /* Throws LayersError unless a layer gets as many channels as it has weights for. */

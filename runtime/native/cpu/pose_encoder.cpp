@@ -24,8 +24,8 @@ class PoseEncoder : public Graph {
         for (std::size_t index = 1; index < convolutions_.size(); ++index)
             x = convolutions_[index].run(machine, x, {nullptr, true});
         std::vector<Made> outputs;
-        outputs.push_back(made("pose_features", {x.count, x.channels, x.high, x.wide}));
-        to_planar(x.data(), x.count, x.cells(), x.channels, outputs[0].data.get());
+        outputs.push_back(made(machine, "pose_features", {x.count, x.channels, x.high, x.wide}));
+        machine.share(1, [&](int) { to_planar(x.data(), x.count, x.cells(), x.channels, outputs[0].data.get()); });
         return outputs;
     }
 

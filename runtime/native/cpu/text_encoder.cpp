@@ -58,7 +58,7 @@ class TextEncoder : public Graph {
         for (const Layer& layer : layers_) {
             layer.norm1.rows(machine, x.data(), rows, normed.data());
             const Images projected = multiply(machine, layer.projected, normed);
-            machine.threads.share(prompts * heads_, [&](int index, int) {
+            machine.share(prompts * heads_, [&](int index) {
                 attend(projected.image(index / heads_), index % heads_, normed.image(index / heads_));
             });
             x = multiply(machine, layer.out, normed, x.data());
@@ -68,7 +68,7 @@ class TextEncoder : public Graph {
             x = multiply(machine, layer.back, hidden, x.data());
         }
         std::vector<Made> outputs;
-        outputs.push_back(made("text", {prompts, tokens_, width_}));
+        outputs.push_back(made(machine, "text", {prompts, tokens_, width_}));
         last_.rows(machine, x.data(), rows, outputs[0].data.get());
         return outputs;
     }

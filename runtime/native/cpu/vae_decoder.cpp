@@ -30,20 +30,20 @@ class ImageAttention {
         Images rows = machine.images(x.count, x.high, x.wide, 3 * width),
                seen = machine.images(x.count, x.high, x.wide, width);
         const Product product = projected_.product(seen.data(), rows.data());
-        machine.threads.share(x.count, [&](int image, int) {
+        machine.share(x.count, [&](int image) {
             const std::size_t own = static_cast<std::size_t>(image) * static_cast<std::size_t>(width);
             machine.k.scale_shift(x.image(image), cells, width, scaling.scale.data() + own, scaling.shift.data() + own,
                                   seen.image(image));
             machine.k.multiply(product, image * cells, (image + 1) * cells);
         });
         const std::size_t packed = machine.k.packed_head_size(cells, head);
-        machine.threads.share(x.count * heads_, [&](int index, int thread) {
+        const std::size_t needed = packed + machine.k.attend_scratch(cells, head);
+        machine.share(x.count * heads_, needed, [&](int index, float* keys) {
             const int image = index / heads_;
             const float* first = rows.image(image);
             const Attention attention{
                 first,  first + width, first + 2 * width, seen.image(image), 3 * width, 3 * width, width, cells,
                 heads_, head};
-            float* keys = machine.scratch(thread, packed + machine.k.attend_scratch(cells, head));
             machine.k.pack_head(attention, index % heads_, keys);
             machine.k.attend(attention, index % heads_, keys, 0, cells, keys + packed);
         });
@@ -98,7 +98,9 @@ class Decoder : public Graph {
             sizes_ = given[0].sizes;
         }
         Images x = from_planar(machine, given[0]);
-        for (std::size_t i = 0; i < x.size(); ++i) x.data()[i] /= scaling_;
+        machine.share(1, [&](int) {
+            for (std::size_t i = 0; i < x.size(); ++i) x.data()[i] /= scaling_;
+        });
         if (post_quant_) x = multiply(machine, *post_quant_, x);
         x = middle_[0].run(machine, conv_in_.run(machine, x), {}, 1);
         if (attention_) x = attention_->run(machine, x);
@@ -110,9 +112,11 @@ class Decoder : public Graph {
         const Scaling scaling = norm_out_.scaling(machine, x, 1);
         x = conv_out_.run(machine, x, {&scaling, true});
         std::vector<Made> outputs;
-        outputs.push_back(made("frames", {x.count, x.high, x.wide, x.channels}));
-        for (std::size_t i = 0; i < x.size(); ++i)
-            outputs[0].data[i] = std::clamp((x.data()[i] + 1) * 127.5f, 0.0f, 255.0f);
+        outputs.push_back(made(machine, "frames", {x.count, x.high, x.wide, x.channels}));
+        machine.share(1, [&](int) {
+            for (std::size_t i = 0; i < x.size(); ++i)
+                outputs[0].data[i] = std::clamp((x.data()[i] + 1) * 127.5f, 0.0f, 255.0f);
+        });
         return outputs;
     }
 

@@ -14,7 +14,7 @@
 extern "C" {
 #endif
 
-#define PC_ENGINE_ABI 3
+#define PC_ENGINE_ABI 4
 
 /* The input that takes what `pack` made. */
 #define PC_ENGINE_PERSON "person"
@@ -37,6 +37,12 @@ typedef struct pc_engine_weight {
     const int64_t* shape;
     size_t rank;
 } pc_engine_weight;
+
+/* A pass: frames, the reference among them, sampled with so many prompts of so many tokens and decoded `chunk` frames
+ * at a time; images of height x width pixels, `factor` of them a side of a latent cell. */
+typedef struct pc_engine_pass {
+    int32_t frames, prompts, chunk, height, width, factor, tokens;
+} pc_engine_pass;
 
 /* Filled by a function that fails: a stable code and one line. */
 typedef struct pc_engine_failure {
@@ -77,6 +83,9 @@ typedef struct pc_engine_module {
     /* Copies a float32 tensor of exactly `count` numbers out. 0 on failure: "engine-run". */
     int (*download)(void* engine, void* tensor, float* data, size_t count, pc_engine_failure* failure);
     void (*release)(void* tensor);
+    /* For an engine that knows: the bytes that a pass takes at its highest, of graphs in the folder `graphs`, whether
+     * they are loaded or not. No graph runs. 0 on failure: "engine-load"; NULL for another engine. */
+    uint64_t (*memory)(void* engine, const char* graphs, const pc_engine_pass* pass, pc_engine_failure* failure);
 } pc_engine_module;
 
 /* What a module exports, under the name "pc_engine_module_v1". */

@@ -7,6 +7,7 @@
 //         std::unique_ptr<Tensor> run(names, inputs, output); where it packs a person's weights, also
 //         std::unique_ptr<Tensor> pack(weights, count)
 //     std::unique_ptr<Tensor> upload(type, data, shape), and a Tensor has download(data, count)
+//     where it knows what a pass takes, std::uint64_t memory(graphs, pass)
 #pragma once
 
 #include <cstddef>
@@ -73,6 +74,17 @@ constexpr auto pack_of() -> decltype(pc_engine_module::pack) {
     return nullptr;
 }
 
+// An Engine's `memory` as the door has it, or nullptr.
+template <class Engine>
+constexpr auto memory_of() -> decltype(pc_engine_module::memory) {
+    if constexpr (requires(Engine& engine, const pc_engine_pass& pass) { engine.memory("", pass); })
+        return [](void* engine, const char* graphs, const pc_engine_pass* pass,
+                  pc_engine_failure* failure) -> std::uint64_t {
+            return guarded(failure, "engine-load", [&] { return static_cast<Engine*>(engine)->memory(graphs, *pass); });
+        };
+    return nullptr;
+}
+
 template <class Engine, class Graph, class Tensor>
 inline constexpr pc_engine_module module_of{
     .abi = PC_ENGINE_ABI,
@@ -111,6 +123,7 @@ inline constexpr pc_engine_module module_of{
                        [&] { return static_cast<const Tensor*>(tensor)->download(data, count), 1; });
     },
     .release = [](void* tensor) { delete static_cast<Tensor*>(tensor); },
+    .memory = memory_of<Engine>(),
 };
 
 }  // namespace posecrafter

@@ -7,6 +7,7 @@
 #include <optional>
 #include <thread>
 
+#include "../cpu/estimate.hpp"
 #include "../cpu/graphs.hpp"
 #include "module.hpp"
 
@@ -40,9 +41,12 @@ struct Native {
     const char* variant() const { return ""; }
     std::unique_ptr<Graph> load(const std::string& stem);
     std::unique_ptr<Tensor> upload(int type, const void* data, const Shape& shape);
+    std::uint64_t memory(const std::string& graphs, const pc_engine_pass& pass);
 
     std::optional<cpu::Machine> machine;
     const cpu::Graph* ran = nullptr;  // last
+    std::string counted;              // the folder of
+    std::optional<cpu::Estimate> estimate;
 };
 
 struct Graph {
@@ -128,6 +132,14 @@ std::unique_ptr<Tensor> Native::upload(int type, const void* data, const Shape& 
     return made;
 }
 
+std::uint64_t Native::memory(const std::string& graphs, const pc_engine_pass& pass) {
+    if (counted != graphs) {
+        estimate.emplace(graphs, machine->threads, machine->bf16);
+        counted = graphs;
+    }
+    return estimate->bytes({pass.frames, pass.prompts, pass.chunk, pass.height, pass.width, pass.factor, pass.tokens});
+}
+
 std::unique_ptr<Tensor> Graph::run(const char* const* names, const std::vector<Tensor*>& tensors, const char* output) {
     cpu::Graph* now = graph.get();
     std::vector<cpu::Given> given;
@@ -153,9 +165,7 @@ std::unique_ptr<Tensor> Graph::run(const char* const* names, const std::vector<T
 std::unique_ptr<Tensor> Graph::last(const std::string& output) const {
     for (const cpu::Made& one : made)
         if (one.name == output) {
-            std::size_t count = 1;
-            for (int size : one.sizes) count *= static_cast<std::size_t>(size);
-            return std::unique_ptr<Tensor>(new Tensor{one.sizes, false, count, one.data});
+            return std::unique_ptr<Tensor>(new Tensor{one.sizes, false, one.count(), one.data});
         }
     throw Failure("engine-run", "graph '" + name + "' has made no output '" + output + "'");
 }
