@@ -112,8 +112,11 @@ class Session:
         self.bundle, self._network = self._people[key]
 
     def unload_person(self, person: str | Path) -> None:
-        """Free the memory of somebody who was loaded by this name. Whoever is rendered is so still; nobody, nothing."""
-        self._people.pop(str(person), None)
+        """Free the memory of somebody who was loaded by this name or folder; nothing for somebody who was not. If he is
+        the one rendered now, the bundle's own person is from then on."""
+        left = self._people.pop(str(person), None)
+        if left is not None and left[1] is self._network:
+            self.load_person()
 
     def plan(self, request: Request) -> Plan:
         """What `render` would do; no network runs. Raises: RequestError, PoseError."""

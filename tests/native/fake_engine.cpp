@@ -16,6 +16,15 @@ namespace {
 using posecrafter::Failure;
 using posecrafter::Shape;
 
+// Counts those that there are.
+struct Counted {
+    Counted() { ++held; }
+    Counted(const Counted&) { ++held; }
+    Counted& operator=(const Counted&) = default;
+    ~Counted() { --held; }
+    static inline std::atomic<int> held{0};
+};
+
 struct Tensor {
     void download(float* data, std::size_t count) const {
         posecrafter::expect_floats(values.size(), count);
@@ -24,6 +33,7 @@ struct Tensor {
 
     Shape shape;
     std::vector<float> values;
+    Counted counted{};
 };
 
 struct Graph {
@@ -156,6 +166,11 @@ std::unique_ptr<Tensor> Graph::run(const char* const* names, const std::vector<T
 }
 
 }  // namespace
+
+// How many tensors there are, of all engines.
+extern "C" __attribute__((visibility("default"))) int fake_engine_held() {
+    return Counted::held;
+}
 
 // How many tensors were copied in so far, by all engines.
 extern "C" __attribute__((visibility("default"))) int fake_engine_uploads() {

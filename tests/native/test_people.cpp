@@ -20,12 +20,16 @@ posecrafter::Options fake() {
     return options;
 }
 
-int uploads() {
+// What the fake engine counts by this name.
+int count(const char* name) {
     void* module = dlopen(FAKE_ENGINE, RTLD_NOW);
-    const auto count = reinterpret_cast<int (*)()>(dlsym(module, "fake_engine_uploads"));
-    const int so_far = count();
+    const int so_far = reinterpret_cast<int (*)()>(dlsym(module, name))();
     dlclose(module);
     return so_far;
+}
+
+int uploads() {
+    return count("fake_engine_uploads");
 }
 
 Frames frames_of(posecrafter::Session& session) {
@@ -80,6 +84,26 @@ void who_was_loaded_is_copied_in_once() {
     CLAIM(frames_of(session) == ann);
 }
 
+void who_is_unloaded_is_freed_and_can_come_back() {
+    const SmallBundle bundle(SmallBundle::Kind::shared);
+    posecrafter::Session session(bundle.path(), fake());
+    const Frames own = frames_of(session);
+    const int before = count("fake_engine_held");
+    session.load_person("bob");
+    session.load_person("ann");
+    const Frames ann = frames_of(session);
+    session.unload_person("bob");
+    CLAIM(frames_of(session) == ann);
+    session.unload_person("ann");
+    session.unload_person("zoe");
+    CLAIM(count("fake_engine_held") == before);
+    CLAIM(frames_of(session) == own && session.description().fps == 25.0);
+    const int uploaded = count("fake_engine_uploads");
+    session.load_person("ann");
+    CLAIM(count("fake_engine_uploads") == uploaded + 2);
+    CLAIM(frames_of(session) == ann);
+}
+
 // What a pack may be spoilt with, while the session renders somebody else.
 void refused_packs_leave_the_session_as_it_was() {
     const SmallBundle bundle(SmallBundle::Kind::shared);
@@ -108,6 +132,7 @@ int main() {
     coming_back_restores_everybody_to_the_bit();
     a_description_is_the_persons();
     who_was_loaded_is_copied_in_once();
+    who_is_unloaded_is_freed_and_can_come_back();
     refused_packs_leave_the_session_as_it_was();
     return failures;
 }

@@ -53,6 +53,7 @@ void null_pointers(Fixture& f) {
     REFUSED("null-argument", pc_describe(nullptr, &about));
     REFUSED("null-argument", pc_describe(f.session, nullptr));
     REFUSED("null-argument", pc_load_person(nullptr, "somebody"));
+    REFUSED("null-argument", pc_unload_person(nullptr, "somebody"));
     REFUSED("null-argument", pc_plan(nullptr, &request, &plan));
     REFUSED("null-argument", pc_plan(f.session, nullptr, &plan));
     REFUSED("null-argument", pc_plan(f.session, &request, nullptr));
@@ -160,6 +161,7 @@ void calls_from_inside(Fixture& f) {
         const pc_request inner = fixture.request();
         REFUSED("session-busy", pc_plan(fixture.session, &inner, &plan));
         REFUSED("session-busy", pc_load_person(fixture.session, nullptr));
+        REFUSED("session-busy", pc_unload_person(fixture.session, "somebody"));
         REFUSED("session-busy", pc_close(&fixture.session));
         return 0;
     };
@@ -203,6 +205,7 @@ void closed_sessions(Fixture& f) {
     const pc_request request = f.request();
     const pc_output output = f.output();
     REFUSED("bundle-merged", pc_load_person(f.session, "somebody"));
+    REFUSED("null-argument", pc_unload_person(f.session, nullptr));
     WELL(pc_load_person(f.session, nullptr));  // its own person is the one it renders anyway
     WELL(pc_close(&f.session));
     CLAIM(f.session == nullptr);

@@ -255,6 +255,15 @@ pc_status pc_load_person(pc_session* session, const char* person) {
     });
 }
 
+pc_status pc_unload_person(pc_session* session, const char* person) {
+    return guarded([&] {
+        need(session, "session");
+        need(person, "person");
+        const Hold hold(*session);
+        session->session.unload_person(person);
+    });
+}
+
 pc_status pc_describe(pc_session* session, pc_description* description) {
     return guarded([&] {
         need(session, "session");

@@ -63,6 +63,13 @@ void Session::load_person(const std::optional<std::string>& person) {
     now_ = &found->second;
 }
 
+void Session::unload_person(const std::string& person) {
+    const auto found = people_.find(person);
+    if (found == people_.end()) return;
+    if (now_ == &found->second) now_ = &people_.at(std::nullopt);
+    people_.erase(found);
+}
+
 void Session::render(const Request& request, const Output& output, const Progress& progress, const Preview& preview) {
     const Plan plan = this->plan(request);
     for (const Window& window : plan.windows) render_window(request, plan, window, output, progress, preview);

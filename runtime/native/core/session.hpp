@@ -32,7 +32,7 @@ class Session {
   public:
     Session(const std::filesystem::path& folder, const EngineOptions& options);
 
-    // Whom it renders now; it stays where it is until the session ends.
+    // Whom it renders now; it stays where it is until he is unloaded or the session ends.
     const Bundle& bundle() const { return now_->bundle; }
     const Engine& engine() const { return engine_; }
 
@@ -41,6 +41,8 @@ class Session {
     // Error "bundle-merged" and what find_pack, Pack::read, read_person and upload_weights throw; the session is then
     // as it was.
     void load_person(const std::optional<std::string>& person);
+    // Free somebody's memory; if he is the one rendered now, the bundle's own person is from then on.
+    void unload_person(const std::string& person);
 
     Plan plan(const Request& request) const { return make_plan(request, bundle(), engine_); }
     // Throws Error "cancelled", "nan-latents", and what plans and engines throw.

@@ -100,17 +100,21 @@ PC_API pc_status pc_close(pc_session** session);
  *     NULL: the bundle's own person, as after pc_open (for a merged bundle, its only one).
  * MEMORY  The first call for a person verifies the pack, reads it and copies its weights to the engine; a later call
  * with the same text binds what is there, so that going from A to B and back costs nothing and renders A to the bit,
- *     whatever became of the folder. Everybody who was loaded stays in memory until the session is closed: his weights
- *     (a low-rank pack's are multiplied out to full matrices), latents and inverted frames.
- * AFTERWARDS  pc_describe tells of this person (width, height, training_frames, fps, prompt), and requests are planned
- *     for him: read it again before buffers are sized. Plans that were made before are not changed.
- *     After a refusal the session renders whom it rendered before.
- * Codes: "bundle-merged" (a merged bundle, and person is not NULL), "pack-missing" (nobody of that name, or a pack that
- * lacks a file), "pack-format", "pack-hash" (a file was altered), "pack-base" (made on another base), "pack-weights"
- * (tensors that the graphs do not take, or not finite), "bundle-file-missing" (a low-rank pack, and no base's matrices
- * in the bundle), "bundle-person", "poses-json", "engine-memory",
+ *     whatever became of the folder. Everybody who was loaded stays in memory until he is unloaded or the session is
+ * closed: his weights (a low-rank pack's are multiplied out to full matrices), latents and inverted frames. AFTERWARDS
+ * pc_describe tells of this person (width, height, training_frames, fps, prompt), and requests are planned for him:
+ * read it again before buffers are sized. Plans that were made before are not changed. After a refusal the session
+ * renders whom it rendered before. Codes: "bundle-merged" (a merged bundle, and person is not NULL), "pack-missing"
+ * (nobody of that name, or a pack that lacks a file), "pack-format", "pack-hash" (a file was altered), "pack-base"
+ * (made on another base), "pack-weights" (tensors that the graphs do not take, or not finite), "bundle-file-missing" (a
+ * low-rank pack, and no base's matrices in the bundle), "bundle-person", "poses-json", "engine-memory",
  * "null-argument", "session-busy". */
 PC_API pc_status pc_load_person(pc_session* session, const char* person);
+
+/* Free the memory of somebody who was loaded by this text. If he is the one rendered now, the bundle's own person is
+ * from then on. Texts of his pc_description are not valid any more. Nothing happens where nobody of that text is
+ * loaded; the next pc_load_person reads his pack again. Codes: "null-argument", "session-busy". */
+PC_API pc_status pc_unload_person(pc_session* session, const char* person);
 
 /* What an open bundle is, with the person it renders now. Texts are valid until the session is closed. */
 typedef struct pc_description {

@@ -123,6 +123,7 @@ class Session {
     // A name in a shared bundle's persons/, or a pack's folder; without, the bundle's own person.
     void load_person(const std::string& person) { check(pc_load_person(get(), person.c_str())); }
     void load_person() { check(pc_load_person(get(), nullptr)); }
+    void unload_person(const std::string& person) { check(pc_unload_person(get(), person.c_str())); }
 
     Plan plan(const Request& request) const {
         pc_planned* raw = nullptr;
