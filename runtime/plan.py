@@ -210,12 +210,12 @@ def _motions(
 ) -> tuple[tuple[dict[Region, Motion], ...], tuple[Skip, ...]]:
     factor = bundle.manifest.latents.factor
     cells = (poses.width // factor, poses.height // factor)
+    parts = {region: part for region, part in _POINTS.items() if region in regions}  # in one order, each once
     motions: list[dict[Region, Motion]] = []
     skips: list[Skip] = []
     for frame in range(len(poses)):
         found: dict[Region, Motion] = {}
-        for region in regions:
-            part = _POINTS[region]
+        for region, part in parts.items():
             target_seen = poses.visible[frame, part]
             seen = reference.visible[0, part] & target_seen
             motion = fit_motion(reference.xy[0, part], poses.xy[frame, part], seen, target_seen, cells, factor)

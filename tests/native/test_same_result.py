@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from posecrafter.pose import FACE, LEFT_HAND, RIGHT_HAND, PoseTrack, draw_poses, read_poses, write_poses
-from posecrafter.runtime import Plan, Request, Session
+from posecrafter.runtime import Bundle, Plan, Request, Session
 from posecrafter.runtime.network import Network
 
 INVERSIONS = {"reference": 0, "target": 1, None: 2}
@@ -141,6 +142,92 @@ def assert_same(
     assert_same_plan(result.plan, other["plan"], one_engine=not python)
     assert (maps != other["maps"]).any(axis=3).mean() <= 0.001
     np.testing.assert_allclose(other["latents"], latents, atol=latents_off, rtol=0)
+    assert np.abs(other["frames"].astype(int) - result.frames).max() <= 1
+
+
+def awkward(pose: PoseTrack) -> PoseTrack:
+    """Targets at the edges of what can be planned, of one training pose: a frame for each way to move both hands."""
+    hand = np.r_[LEFT_HAND, RIGHT_HAND]
+    points, middle = pose.xy[0, hand].astype(np.float64), pose.xy[0, hand].mean(axis=0)
+    shifts = [(0, 0), (16, 8), (4, -4), (40, 0), (0, 60), (500, 0), (-30, -30), (-500, 0)]
+    scales = [(2.0, 0.5), (-0.5, 1), (0.4, 0.6), (0.4, 0.4), (2.4, 2.4), (0, 0)]
+    line = np.linspace(-10, 10, len(hand))[:, None] * (0.8, 0.6)
+    places = [
+        *(points + shift for shift in shifts),
+        *(middle + (points - middle) * scale for scale in scales),
+        middle + (points - middle) @ np.array([[0.8, -0.6], [0.6, 0.8]]) * 1.2,
+        middle + line,
+        np.round(points / 8) * 8,
+        points + np.array([[4.5, 0.9], [-2.7, 5.4]] * 21),
+    ]
+    xy, score = np.repeat(pose.xy, len(places) + 4, axis=0), np.full((len(places) + 4, 130), 0.9, np.float32)
+    xy[: len(places), hand] = np.stack(places)
+    xy[-4] += 25
+    for frame, seen in ((-3, 2), (-2, 3), (-1, 0)):  # so many points of each region, and none at all
+        for part in (LEFT_HAND, RIGHT_HAND, FACE):
+            score[frame, part.start + seen : part.stop] = 0.29
+            score[frame, part.start : part.start + seen] = 0.3
+    score[-1] = 0
+    return PoseTrack(xy, score, pose.width, pose.height)
+
+
+class Arithmetic:
+    """The engine of fake_engine.cpp once more; like there, no step is iterated."""
+
+    name, device = "fake", "cpu"
+
+    def load(self, graph: str) -> SimpleNamespace:
+        return SimpleNamespace(run=getattr(self, graph))
+
+    def upload(self, array: np.ndarray) -> np.ndarray:
+        return array
+
+    download = upload
+
+    def close(self) -> None:
+        pass
+
+    @staticmethod
+    def pose_encoder(given: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        images = given["control_images"]
+        frames, _, height, width = images.shape
+        return {"pose_features": images.reshape(frames, -1)[:, 9::64].reshape(frames, 3, height // 8, width // 8)}
+
+    @staticmethod
+    def denoiser(given: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        prompts = given["weight"] @ (np.sin(np.float32(given["timestep"])) + given["text"][:, 0, 0])
+        eps = prompts + given["pose_features"].mean() * given["control_scale"] + np.float32(0.01) * given["x"]
+        return {"x_next": np.float32(given["a"] * given["x"] + given["b"] * eps), "eps": np.float32(eps)}
+
+    @staticmethod
+    def vae_decoder(given: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        tones = np.clip(given["latents"][:, :3] * 40 + 128, 0, 255)
+        return {"frames": tones.transpose(0, 2, 3, 1).repeat(8, axis=1).repeat(8, axis=2)}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"reference": 1, "warp": "bilinear", "keep_mean": True, "steps": 50, "sampling_steps": 7},
+        {"window": 5, "steps": 20, "sampling_steps": 19, "inversion": "target"},
+        {"guidance": 1.0, "inversion": None, "steps": 3, "edit": ("right_hand", "face"), "control_scale": 0.5},
+    ],
+)
+def test_targets_at_the_edges_of_what_can_be_planned_give_the_same_plans_and_latents(
+    options: dict[str, Any], native: Any, write_bundle: Any, tmp_path: Path
+) -> None:
+    bundle = write_bundle(tmp_path / "bundle", 64, 96)
+    training = read_poses(bundle / "person/poses.json")
+    hidden = training.score.copy()
+    hidden[3, LEFT_HAND], hidden[2] = 0, 0
+    track = PoseTrack.concatenate([awkward(training[1]), PoseTrack(training.xy, hidden, 64, 96)])
+    write_poses(tmp_path / "poses.json", track)
+    other = native.render(bundle, tmp_path / "poses.json", tmp_path / "native", "fake", **in_words(options))
+    session = Session(Bundle.open(bundle), Arithmetic())
+    result, latents = latents_of(session, Request(poses=track, **options))
+    assert_same_plan(result.plan, other["plan"])
+    assert len({skip.reason for skip in result.plan.skips}) > 4
+    np.testing.assert_allclose(other["latents"], latents, atol=1e-4, rtol=0)
     assert np.abs(other["frames"].astype(int) - result.frames).max() <= 1
 
 

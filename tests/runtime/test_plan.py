@@ -34,10 +34,23 @@ def test_a_chosen_reference_is_taken_and_one_that_is_not_there_refused(memory_bu
     plan = make_plan(Request(poses=memory_bundle.poses[[7, 7]], reference=2), memory_bundle)
     assert plan.reference == 2
     np.testing.assert_array_equal(plan.reference_pose.xy, memory_bundle.poses[2].xy)
-    for index in (-1, len(memory_bundle.poses)):
+    training = PoseTrack.concatenate([memory_bundle.poses[:2], PoseTrack.empty(1, 64, 64)])
+    partly = replace(memory_bundle, poses=training)
+    for index in (-1, len(training), 2):
         with pytest.raises(RequestError) as caught:
-            make_plan(Request(poses=memory_bundle.poses, reference=index), memory_bundle)
+            make_plan(Request(poses=memory_bundle.poses, reference=index), partly)
         assert caught.value.code == "reference-range"
+
+
+def test_target_frames_without_a_person_have_no_part_in_the_distance_and_forbid_no_reference(
+    memory_bundle: Bundle,
+) -> None:
+    shifted = memory_bundle.poses[2]
+    shifted = PoseTrack(shifted.xy + np.float32((1.92, 2.56)), shifted.score, 64, 64)  # by 3.2 pixels, 5 % of 64
+    plan = make_plan(
+        Request(poses=PoseTrack.concatenate([shifted, PoseTrack.empty(3, 64, 64)]), reference=2), memory_bundle
+    )
+    assert plan.distance == pytest.approx(0.05, abs=1e-6)
 
 
 def test_targets_on_another_canvas_are_framed_to_the_bundle(memory_bundle: Bundle) -> None:
@@ -50,6 +63,36 @@ def test_targets_on_another_canvas_are_framed_to_the_bundle(memory_bundle: Bundl
 def test_guidance_gives_two_weights_that_sum_to_one(memory_bundle: Bundle) -> None:
     assert make_plan(Request(poses=memory_bundle.poses, guidance=12.0), memory_bundle).weights == (-11.0, 12.0)
     assert make_plan(Request(poses=memory_bundle.poses, guidance=1.0), memory_bundle).weights == (1.0,)
+
+
+def test_a_motion_is_fitted_to_the_points_that_both_show_in_a_box_around_those_of_the_target(
+    memory_bundle: Bundle,
+) -> None:
+    """On a canvas that is higher than wide."""
+    rng, manifest = np.random.default_rng(4), memory_bundle.manifest
+    xy, score = rng.uniform(20, 60, (2, 130, 2)).astype(np.float32), np.zeros((2, 130), np.float32)
+    xy[1, LEFT_HAND] = xy[0, LEFT_HAND] + np.float32((-2, 40))
+    score[:, LEFT_HAND] = 1
+    score[0, 18], score[1, 19] = 0, 0
+    xy[1, 18], xy[0, 19] = (3, 97), (0, 0)
+    training, poses = PoseTrack(xy[:1], score[:1], 64, 128), PoseTrack(xy[1:], score[1:], 64, 128)
+    high = replace(manifest, defaults=replace(manifest.defaults, height=128))
+    plan = make_plan(Request(poses=poses), replace(memory_bundle, manifest=high, poses=training))
+    motion = plan.motions[0]["left_hand"]
+    np.testing.assert_allclose(motion.matrix, [[1, 0, -2], [0, 1, 40]], atol=1e-4)
+    seen = np.delete(xy[1, LEFT_HAND], 1, axis=0) / 8
+    (left, top), (right, bottom) = np.floor(seen.min(axis=0)), np.ceil(seen.max(axis=0))
+    assert motion.box == (left, top, min(right, 8), min(bottom, 16))
+    assert left == 0
+    assert bottom > 8
+
+
+def test_regions_are_edited_in_one_order_whatever_order_they_are_asked_in(memory_bundle: Bundle) -> None:
+    """Where a hand covers the face, the later one stays."""
+    poses = hide(memory_bundle.poses[:2], LEFT_HAND)
+    plan = make_plan(Request(poses=poses, edit=("right_hand", "left_hand", "face", "left_hand")), memory_bundle)
+    assert [list(motions) for motions in plan.motions] == [["face", "right_hand"]] * 2
+    assert [skip.frame for skip in plan.skips] == [0, 1]
 
 
 def test_a_region_without_points_is_skipped_with_its_reason(memory_bundle: Bundle) -> None:
@@ -66,8 +109,10 @@ def test_windows_keep_to_the_limit_the_option_and_the_memory(memory_bundle: Bund
 
     assert lengths() == [23, 24, 23]
     assert lengths(window=10) == [10] * 7
-    small = make_plan(Request(poses=memory_bundle.poses[[0] * 9]), memory_bundle).memory
-    assert max(lengths(memory=small)) <= 9
+    assert max(lengths(window=32)) <= 32
+    for frames in (1, 2, 7):
+        enough = make_plan(Request(poses=memory_bundle.poses[[0] * frames]), memory_bundle).memory
+        assert max(lengths(memory=enough)) == frames
 
 
 def test_a_window_beyond_the_bundle_and_a_budget_below_one_frame_are_refused(memory_bundle: Bundle) -> None:
@@ -102,7 +147,12 @@ def test_poses_without_a_common_key_point_are_refused(memory_bundle: Bundle) -> 
         ({"guidance": -1.0}, "guidance-range"),
         ({"guidance": float("nan")}, "guidance-range"),
         ({"guidance": 51.0}, "guidance-range"),
+        ({"guidance": float("inf")}, "guidance-range"),
         ({"control_scale": -0.1}, "control-scale-range"),
+        ({"control_scale": 4.1}, "control-scale-range"),
+        ({"control_scale": float("nan")}, "control-scale-range"),
+        ({"seed": -1}, "seed-range"),
+        ({"seed": 2**64}, "seed-range"),
         ({"inversion": "sideways"}, "inversion"),
         ({"inversion_iterations": 0}, "inversion-iterations-range"),
         ({"inversion_iterations": 17}, "inversion-iterations-range"),
@@ -118,6 +168,19 @@ def test_a_request_out_of_range_is_refused_at_the_border(
     with pytest.raises(RequestError) as caught:
         Request(poses=memory_bundle.poses, **options)
     assert caught.value.code == code
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"steps": 1, "sampling_steps": 1, "guidance": 0.0, "control_scale": 0.0, "inversion_iterations": 1, "seed": 0},
+        {"steps": 1000, "sampling_steps": 1000, "guidance": 50.0, "control_scale": 4.0, "seed": 2**64 - 1},
+        {"inversion_iterations": 16, "window": 1, "decode_chunk": 1, "inversion": None, "edit": ()},
+    ],
+)
+def test_a_request_at_the_ends_of_its_ranges_is_taken(options: dict[str, Any], memory_bundle: Bundle) -> None:
+    request = Request(poses=memory_bundle.poses, **options)
+    assert {name: getattr(request, name) for name in options} == options
 
 
 def test_a_target_without_frames_is_refused(memory_bundle: Bundle) -> None:

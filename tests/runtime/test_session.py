@@ -48,9 +48,42 @@ def test_guidance_mixes_the_prompts_and_one_turns_it_off(memory_bundle: Bundle, 
     poses = target(2, memory_bundle)
     fakes = {g: engine(by_time) for g in (1.0, 3.0)}
     for guidance, fake in fakes.items():
-        Session(memory_bundle, fake).render(Request(poses=poses, guidance=guidance))
+        result = Session(memory_bundle, fake).render(Request(poses=poses, guidance=guidance, edit=()))
+        x = memory_bundle.latents[result.plan.reference].astype(np.float64)
+        for step in result.plan.inversion_steps:  # the prompt's embedding is 0.5 everywhere, the empty one's 0
+            x = step.a * x + step.b * (np.sin(step.timestep) + 0.5)
+        for step in result.plan.sampling_steps:
+            x = step.a * x + step.b * (np.sin(step.timestep) + guidance * 0.5)
+        tones = np.clip(x[:3] * 40 + 128, 0, 255).transpose(1, 2, 0).repeat(8, axis=0).repeat(8, axis=1)
+        assert np.abs(result.frames - tones).max() < 0.51
     assert {prompts for _, prompts in fakes[1.0].passes()} == {1}
     assert [prompts for _, prompts in fakes[3.0].passes()] == [1] * 4 + [2] * 4
+
+
+def test_the_network_sees_pose_maps_between_0_and_1_and_the_control_scale(
+    memory_bundle: Bundle, engine: Engines
+) -> None:
+    seen: list[dict[str, np.ndarray]] = []
+
+    class Seeing(type(engine(by_time))):  # type: ignore[misc]
+        def load(self, graph: str) -> Any:
+            inner = super().load(graph)
+
+            class Graph:
+                def run(self, inputs: Any) -> Any:
+                    seen.append(inputs)
+                    return inner.run(inputs)
+
+            return Graph()
+
+    request = Request(poses=target(3, memory_bundle), steps=1, control_scale=0.25, window=2)
+    plan = Session(memory_bundle, Seeing(by_time)).render(request).plan
+    maps = [inputs["control_images"] for inputs in seen if "control_images" in inputs]
+    reference = draw_poses(plan.reference_pose)
+    for images, poses in zip(maps, (request.poses[:2], None, request.poses[2:]), strict=True):
+        drawn = reference if poses is None else np.concatenate([reference, draw_poses(poses)])
+        np.testing.assert_allclose(images * 255, drawn.transpose(0, 3, 1, 2), atol=1e-4)
+    assert [float(inputs["control_scale"]) for inputs in seen if "x" in inputs] == [0.25] * 3
 
 
 def test_reference_inversion_is_one_frame_and_is_not_repeated(memory_bundle: Bundle, engine: Engines) -> None:
@@ -264,15 +297,26 @@ def test_plain_noise_is_reproducible_and_the_same_for_every_frame(memory_bundle:
     assert (session.render(Request(poses=poses, inversion=None, seed=4, edit=())).frames != first).any()
 
 
-def test_nan_stops_the_run_with_the_step_and_the_cure(memory_bundle: Bundle, engine: Engines) -> None:
-    def breaks(x: np.ndarray, timestep: int, text: np.ndarray) -> np.ndarray:
-        return np.full(x.shape, np.nan if timestep > 500 and len(x) > 1 else 0.0, np.float32)
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize(("timestep", "step"), [(751, 1), (501, 2), (1, 4)])
+@pytest.mark.parametrize("overlaps", [False, True])
+def test_a_number_that_is_not_finite_stops_the_run_with_the_step_and_the_cure(
+    value: float, timestep: int, step: int, overlaps: bool, memory_bundle: Bundle, engine: Engines
+) -> None:
+    def breaks(x: np.ndarray, now: int, text: np.ndarray) -> np.ndarray:
+        eps = np.zeros(x.shape, np.float32)
+        eps[-1, 0, 0, 0] = value if now == timestep and len(x) > 1 else 0
+        return eps
 
-    with pytest.raises(EngineError) as caught:
-        Session(memory_bundle, engine(breaks)).render(Request(poses=target(2, memory_bundle)))
+    fake = engine(breaks)
+    if overlaps:
+        fake.fetch = lambda buffer: lambda: buffer
+    with pytest.raises(EngineError) as caught, np.errstate(invalid="ignore"):
+        Session(memory_bundle, fake).render(Request(poses=target(2, memory_bundle)))
     assert caught.value.code == "nan-latents"
-    assert "sample step 1 of 4" in caught.value.message
+    assert f"sample step {step} of 4 (timestep {timestep})" in caught.value.message
     assert "--precision fp32" in caught.value.message
+    assert len(fake.passes()) == 4 + min(step + overlaps, 4)  # that device runs a step ahead of what is looked at
 
 
 def test_progress_counts_every_stage_to_its_end(memory_bundle: Bundle, engine: Engines) -> None:
