@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable
@@ -26,7 +27,8 @@ def by_time(x: np.ndarray, timestep: int, text: np.ndarray) -> np.ndarray:
 @pytest.fixture
 def hashed(memory_bundle: Bundle) -> Bundle:
     """The bundle in memory, with the file hashes that one on disk has."""
-    files = {name: FileEntry(1, name) for name in ("graphs/denoiser.onnx", "person/poses.json")}
+    names = ("graphs/pose_encoder.onnx", "graphs/denoiser.weights", "graphs/vae_decoder.onnx", "person/poses.json")
+    files = {name: FileEntry(1, name) for name in names}
     return replace(memory_bundle, manifest=replace(memory_bundle.manifest, files=files))
 
 
@@ -63,27 +65,52 @@ def test_the_key_changes_with_everything_that_inversion_reads(
     with monkeypatch.context() as older:
         older.setattr(inverted, "_REVISION", inverted._REVISION - 1)
         assert inversion_key(hashed.manifest, "engine", plan, hashed.prompt) != plain
-    other_weights = replace(hashed.manifest, files={"graphs/denoiser.onnx": FileEntry(1, "other")})
-    keys = {
+    files = hashed.manifest.files
+    others = {name: replace(hashed.manifest, files={**files, name: FileEntry(1, "other")}) for name in files}
+    wider = replace(plan, width=72)
+    shorter = replace(plan, inversion_steps=tuple(replace(step, b=0.5) for step in plan.inversion_steps))
+    keys = [
         plain,
         inversion_key(hashed.manifest, "other", plan, hashed.prompt),
-        inversion_key(other_weights, "engine", plan, hashed.prompt),
+        *(
+            inversion_key(others[name], "engine", plan, hashed.prompt)
+            for name in files
+            if name != "graphs/vae_decoder.onnx"
+        ),
+        inversion_key(replace(hashed.manifest, pose_style="v1.0"), "engine", plan, hashed.prompt),
         inversion_key(hashed.manifest, "engine", plan, hashed.prompt + 1),
         *(
-            inversion_key(hashed.manifest, "engine", session.plan(request), hashed.prompt)
-            for request in (
-                Request(poses=poses, steps=5),
-                Request(poses=poses, control_scale=0.5),
-                Request(poses=poses, reference=7),
-                Request(poses=poses, inversion_iterations=2),
+            inversion_key(hashed.manifest, "engine", other, hashed.prompt)
+            for other in (
+                wider,
+                shorter,
+                session.plan(Request(poses=poses, steps=5)),
+                session.plan(Request(poses=poses, control_scale=0.5)),
+                session.plan(Request(poses=poses, reference=7)),
+                session.plan(Request(poses=poses, inversion_iterations=2)),
             )
         ),
-    }
-    assert len(keys) == 8
-    assert (
-        inversion_key(hashed.manifest, "engine", session.plan(Request(poses=poses, guidance=9.0)), hashed.prompt)
-        in keys
-    )
+    ]
+    assert len(set(keys)) == len(keys)
+    assert inversion_key(others["graphs/vae_decoder.onnx"], "engine", plan, hashed.prompt) == plain
+    guided = session.plan(Request(poses=poses, guidance=9.0))
+    assert inversion_key(hashed.manifest, "engine", guided, hashed.prompt) == plain
+
+
+def test_a_bundle_without_hashes_keeps_nothing_in_the_folder(
+    memory_bundle: Bundle, engine: Engines, tmp_path: Path
+) -> None:
+    Session(memory_bundle, engine(by_time), tmp_path).render(Request(poses=memory_bundle.poses[:1]))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_memory_holds_the_eight_frames_used_last() -> None:
+    cache = Inverted()
+    for key in range(8):
+        cache.put(str(key), latents(key))
+    np.testing.assert_array_equal(cache.get("0", SHAPE), latents(0))
+    cache.put("8", latents(8))
+    assert [key for key in range(9) if cache.get(str(key), SHAPE) is None] == [1]
 
 
 def test_a_folder_stays_within_its_limit_and_the_longest_unused_go_first(tmp_path: Path) -> None:
@@ -109,6 +136,18 @@ def test_an_entry_of_another_shape_or_not_finite_is_a_miss(tmp_path: Path) -> No
     assert Inverted(tmp_path).get("a", (1, 4, 8, 9)) is None
     Inverted(tmp_path).put("b", np.full(SHAPE, np.nan, np.float32))
     assert Inverted(tmp_path).get("b", SHAPE) is None
+    np.save(tmp_path / "c.npy", latents(0).astype(np.float64))
+    assert Inverted(tmp_path).get("c", SHAPE) is None
+
+
+def test_an_entry_that_is_a_program_does_not_run(tmp_path: Path) -> None:
+    class Planted:
+        def __reduce__(self) -> Any:
+            return Path.touch, (tmp_path / "ran",)
+
+    (tmp_path / "a.npy").write_bytes(pickle.dumps(Planted()))
+    assert Inverted(tmp_path).get("a", SHAPE) is None
+    assert not (tmp_path / "ran").exists()
 
 
 def test_a_folder_that_cannot_be_made_is_left_alone(tmp_path: Path) -> None:
