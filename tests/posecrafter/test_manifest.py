@@ -81,14 +81,23 @@ def test_a_newer_format_says_to_update(bundle: Path) -> None:
 
 
 def test_an_older_format_says_to_export_again(bundle: Path) -> None:
-    rewrite(bundle, format_version=0)
-    assert "export it again" in refuse(bundle, "bundle-format")
+    for version in (0, True, "1"):
+        rewrite(bundle, format_version=version)
+        assert "export it again" in refuse(bundle, "bundle-format")
 
 
 @pytest.mark.parametrize("name", ["../secret", "/etc/hostname", "graphs/../../secret"])
 def test_a_path_outside_the_bundle_is_refused(bundle: Path, name: str) -> None:
     rewrite(bundle, files={name: {"bytes": 5, "sha256": "0" * 64}})
     assert name in refuse(bundle, "bundle-path")
+
+
+def test_a_link_out_of_the_bundle_is_refused(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    outside = tmp_path_factory.mktemp("outside")
+    (outside / "vae_decoder.onnx").write_bytes(b"elsewhere")
+    (bundle / "graphs" / "vae_decoder.onnx").symlink_to(outside / "vae_decoder.onnx")
+    small_manifest(bundle).write(bundle)
+    assert "graphs/vae_decoder.onnx" in refuse(bundle, "bundle-path")
 
 
 @pytest.mark.parametrize("change", [{"latents": None}, {"files": None}, {"frames": {"min": 1}}, {"surprise": 1}])
@@ -107,12 +116,39 @@ def test_a_field_of_another_type_or_out_of_bounds_is_refused(bundle: Path, chang
     refuse(bundle, "bundle-manifest")
 
 
+def rewrite_part(bundle: Path, part: str, change: dict[str, Any]) -> None:
+    raw = json.loads((bundle / "manifest.json").read_text())
+    rewrite(bundle, **{part: raw[part] | change})
+
+
+@pytest.mark.parametrize(("part", "change"), [
+    ("latents", {"channels": 4097}), ("latents", {"factor": 257}), ("frames", {"max": 1}),
+    ("defaults", {"width": 16385}), ("defaults", {"height": 16385}), ("defaults", {"sampling_steps": -1}),
+    ("defaults", {"inversion_iterations": 0}), ("defaults", {"inversion_iterations": 17}),
+    ("schedule", {"steps_offset": -1}),
+])  # fmt: skip
+def test_a_number_out_of_its_bounds_is_refused(bundle: Path, part: str, change: dict[str, int]) -> None:
+    rewrite_part(bundle, part, change)
+    refuse(bundle, "bundle-manifest")
+
+
+@pytest.mark.parametrize(("part", "change"), [
+    ("latents", {"channels": 4096, "factor": 256}), ("frames", {"max": 2}), ("schedule", {"steps_offset": 0}),
+    ("defaults", {"width": 16384, "height": 16384, "sampling_steps": 0, "inversion_iterations": 16}),
+    ("shared", {"denoiser": {"to_q": [0, 4]}}),
+])  # fmt: skip
+def test_a_number_at_its_bound_is_taken(bundle: Path, part: str, change: dict[str, Any]) -> None:
+    rewrite_part(bundle, part, change)
+    Manifest.read(bundle).verify(bundle)
+
+
 def test_a_manifest_that_is_older_inverts_and_edits_as_published(bundle: Path) -> None:
     raw = json.loads((bundle / "manifest.json").read_text())
-    del raw["defaults"]["inversion_iterations"], raw["defaults"]["keep_mean"]
+    for name in ("inversion_iterations", "keep_mean", "sampling_steps"):
+        del raw["defaults"][name]
     rewrite(bundle, defaults=raw["defaults"])
     defaults = Manifest.read(bundle).defaults
-    assert (defaults.inversion_iterations, defaults.keep_mean) == (1, False)
+    assert (defaults.inversion_iterations, defaults.keep_mean, defaults.sampling_steps) == (1, False, 0)
 
 
 @pytest.mark.parametrize(
@@ -130,6 +166,24 @@ def test_a_file_that_nobody_vouches_for_is_refused(bundle: Path, name: str) -> N
     assert name in refuse(bundle, "bundle-file-unlisted")
 
 
+def test_files_of_another_part_are_not_looked_at(bundle: Path) -> None:
+    (bundle / "graphs" / "denoiser.onnx").write_bytes(b"altered")
+    (bundle / "graphs" / "planted.onnx").write_bytes(b"")
+    manifest = Manifest.read(bundle)
+    manifest.verify(bundle, under="person/")
+    (bundle / "person").mkdir()
+    (bundle / "person" / "poses.json").write_text("[]")
+    with pytest.raises(BundleError, match=r"person/poses\.json"):
+        manifest.verify(bundle, under="person/")
+
+
+def test_a_systems_hidden_file_is_passed_over_and_a_link_to_nowhere_is_not(bundle: Path) -> None:
+    (bundle / "graphs" / ".DS_Store").write_bytes(b"")
+    Manifest.read(bundle).verify(bundle)
+    (bundle / "graphs" / "denoiser.cpu.onnx").symlink_to("nowhere")
+    assert "denoiser.cpu.onnx" in refuse(bundle, "bundle-file-unlisted")
+
+
 @pytest.mark.parametrize(
     "text", ["[" * 100_000, '{"parity": NaN}', '{"fps": 1e999}', "", "{", "[]", '{"format": "other"}']
 )
@@ -143,3 +197,5 @@ def test_a_range_has_both_ends_and_its_multiple() -> None:
     assert 256 in Range(64, 256, 8)
     assert 100 not in Range(64, 256, 8)
     assert 264 not in Range(64, 256, 8)
+    assert 56 not in Range(64, 256, 8)
+    assert Range(64, 256, 16).divided(8) == Range(8, 32, 2)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from posecrafter.errors import VideoError
-from posecrafter.video import VideoEncoder, read_video, write_video
+from posecrafter.video import VideoEncoder, open_clip, read_video, write_video
 
 
 def moving_ramp(frames: int, height: int = 48, width: int = 64) -> np.ndarray:
@@ -54,6 +54,14 @@ def test_a_sink_gets_a_video_that_plays_while_it_grows() -> None:
 def test_a_range_of_frames_has_both_ends(clip: Path) -> None:
     part = read_video(clip, first=2, last=4)
     np.testing.assert_array_equal(part.frames, read_video(clip).frames[2:5])
+
+
+def test_a_clip_gives_the_same_frames_one_at_a_time_from_any_of_them_on(clip: Path) -> None:
+    whole, part = read_video(clip), open_clip(clip, first=2, last=4)
+    assert (len(part), part.width, part.height, part.fps) == (3, 64, 48, 25)
+    np.testing.assert_array_equal(np.stack(list(part.frames())), whole.frames[2:5])
+    np.testing.assert_array_equal(np.stack(list(part.frames(start=1))), whole.frames[3:5])
+    assert len(open_clip(clip)) == 12
 
 
 def refuse(path: Path, code: str, **options: int) -> str:
@@ -114,10 +122,25 @@ def test_frames_of_changing_size_are_refused(tmp_path: Path) -> None:
 def test_a_range_outside_the_video_names_what_there_is(clip: Path) -> None:
     assert "0..11" in refuse(clip, "video-range", first=3, last=12)
     refuse(clip, "video-range", first=5, last=4)
+    refuse(clip, "video-range", first=-1, last=4)
+    with pytest.raises(VideoError, match=r"0\.\.11") as caught:
+        open_clip(clip, first=12)
+    assert caught.value.code == "video-range"
 
 
-def test_an_odd_size_cannot_be_written(tmp_path: Path) -> None:
+def test_sound_alone_is_no_video(tmp_path: Path) -> None:
+    with av.open(str(tmp_path / "sound.mp4"), "w") as container:
+        stream = container.add_stream("aac", rate=8000, layout="mono")
+        sound = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        sound.sample_rate = 8000
+        container.mux(stream.encode(sound))
+        container.mux(stream.encode())
+    assert "no video stream" in refuse(tmp_path / "sound.mp4", "video-empty")
+
+
+@pytest.mark.parametrize("size", [(47, 64), (48, 63)])
+def test_an_odd_size_cannot_be_written(size: tuple[int, int], tmp_path: Path) -> None:
     with pytest.raises(VideoError) as caught:
-        write_video(tmp_path / "odd.mp4", moving_ramp(2, height=47), fps=25)
+        write_video(tmp_path / "odd.mp4", moving_ramp(2, *size), fps=25)
     assert caught.value.code == "video-odd-size"
     assert list(tmp_path.iterdir()) == []
