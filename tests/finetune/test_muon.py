@@ -101,6 +101,23 @@ def test_a_second_thread_moves_the_same_weights_by_as_much() -> None:
         torch.testing.assert_close(one, other)
 
 
+@pytest.mark.parametrize("shape", [(4, 9), (9, 4), (4, 3, 1, 3)])
+def test_a_matrix_moves_along_its_orthogonalised_nesterov_momentum_as_far_as_adamw_moves_it(shape) -> None:
+    torch.manual_seed(10)
+    weight = nn.Parameter(torch.randn(shape))
+    expected, momentum = weight.detach().flatten(1).clone(), torch.zeros(4, 9).reshape(weight.flatten(1).shape)
+    muon = Muon([weight], lr=0.1, weight_decay=0.3)
+    for _ in range(3):
+        gradient = torch.randn(shape)
+        weight.grad = gradient.clone()
+        muon.step()
+        momentum = 0.95 * momentum + gradient.flatten(1)
+        direction = orthogonalise(gradient.flatten(1) + 0.95 * momentum)
+        # Entries of a matrix with orthonormal rows have a root mean square of 1 / sqrt(9); AdamW's usual one is 0.2.
+        expected = (1 - 0.1 * 0.3) * expected - 0.1 * 0.2 * 9**0.5 * direction
+    torch.testing.assert_close(weight.flatten(1), expected)
+
+
 def test_weights_of_one_shape_do_not_mix() -> None:
     torch.manual_seed(4)
     gradients = [torch.randn(6, 2, 3), torch.randn(6, 6), torch.randn(3, 6)]
