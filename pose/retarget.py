@@ -93,9 +93,8 @@ def compare(
     ratios = _ratios(mine, theirs)
     scale, error = _common_scale(ratios)
     anchor, apart = _framing(mine, theirs)
-    if all(abs(ratio) <= DOUBT * error for ratio, error in ratios.values()):
-        ratios, scale = {}, 0.0
-    elif not apart and abs(scale) <= DOUBT * error:
+    alike = all(abs(ratio) <= DOUBT * unsure for ratio, unsure in ratios.values())
+    if alike or (not apart and abs(scale) <= DOUBT * error):
         scale = 0.0  # the same place and a size that builds differ by: the camera is taken to be the same
     factors = _factors(ratios, scale)
     for part in keep:

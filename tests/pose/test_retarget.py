@@ -14,7 +14,7 @@ from posecrafter.framing import Framing
 from posecrafter.pocket.figures import Scene
 from posecrafter.pocket.motion import Pose, clip_poses
 from posecrafter.pose import BODY, FACE, LEFT_HAND, PoseTrack
-from posecrafter.pose.head import AVERAGE, HEAD, LOWER_LIDS, MIRROR, STABLE, UPPER_LIDS
+from posecrafter.pose.head import AVERAGE, HEAD, LOWER_LIDS, MIRROR, STABLE, UPPER_LIDS, Head
 from posecrafter.pose.proportions import Anchor, Measure, Proportions, measure
 from posecrafter.pose.retarget import PARTS, compare, retarget
 
@@ -156,6 +156,42 @@ def test_a_bone_that_differs_plainly_gets_its_most_likely_factor_and_within_the_
     assert set(compare(mine, slightly, (), keep_framing=False)[0].bones.values()) == {1.0}
 
 
+def test_a_size_that_builds_differ_by_is_the_cameras_only_if_the_place_is_another() -> None:
+    lengths = {k: 1.06 * v * (1.3 if k == "thigh" else 1) for k, v in LENGTHS.items()}
+    known = 0.07**2 / (0.07**2 + 2 * 0.01**2 + 2 * 0.03**2)
+    mine = build(LENGTHS, neck=(50, 1, 1))
+    for y, scale, shin, thigh in ((50, 1, 1.06**known, (1.06 * 1.3) ** known), (90, 1.06, 1, 1.3**known)):
+        change, _ = compare(mine, build(lengths, neck=(y, 1, 1)), (), keep_framing=False)
+        assert change.scale == pytest.approx(scale)
+        assert change.bones["shin"] == pytest.approx(shin)
+        assert change.bones["thigh"] == pytest.approx(thigh)
+    larger = build({k: 1.3 * v for k, v in LENGTHS.items()}, neck=(50, 1, 1))
+    assert compare(mine, larger, (), keep_framing=False)[0].scale == pytest.approx(1.3)
+
+
+@pytest.mark.parametrize(("errors", "keep", "face"), [
+    ((0.0, 0.0), (), 0.05), ((0.0, 0.01), (), 0.05), ((0.03, 0.04), (), 0), ((0.0, 0.02), (), 0), ((0.02, 0.0), (), 0),
+    ((0.0, 0.0), ("face",), 0), ((0.0, 0.0), ("head",), 0),
+])  # fmt: skip
+def test_a_face_is_another_where_it_differs_by_twice_its_error_and_a_hundredth_of_the_head(
+    errors: tuple[float, float], keep: tuple[str, ...], face: float
+) -> None:
+    shift = np.array([0.03, 0.04, 0.0])
+    heads = [
+        Head(AVERAGE + moved, np.full(75, error), 100.0, 0.01, np.zeros(4))
+        for moved, error in zip((0 * shift, shift), errors, strict=True)
+    ]
+    heads[1].shape[7] = np.nan
+    mine, theirs = (replace(build(LENGTHS, neck=(50, 1, 1)), head=head) for head in heads)
+    change, transfer = compare(mine, theirs, keep, keep_framing=False)
+    assert change.shape is not None
+    expected = np.tile(shift, (75, 1)) * (face > 0)
+    expected[7] = 0
+    np.testing.assert_allclose(change.shape, expected, atol=1e-12)
+    assert transfer.face == pytest.approx(face * 74 / 75)
+    assert transfer.same == (face == 0)
+
+
 def test_a_bone_that_is_hardly_measured_has_no_say() -> None:
     mine = build({"thigh": 90.0, "shoulders": 40}, neck=(50, 1, 1))
     theirs = build({"thigh": 180.0, "shoulders": 40}, neck=(90, 2, 1))
@@ -164,12 +200,15 @@ def test_a_bone_that_is_hardly_measured_has_no_say() -> None:
     assert 2**0.5 < scales[0] < scales[1] <= 2
 
 
-def test_the_stillest_anchor_that_is_seen_often_enough_is_held() -> None:
-    mine = build(LENGTHS, head=(30, 5, 1), neck=(50, 3, 1), mid_hip=(150, 1, 0.7), feet=(250, 0, 1))
-    theirs = build(LENGTHS, head=(30, 5, 1), neck=(70, 4, 1), mid_hip=(150, 1, 1))
-    assert compare(mine, theirs, (), keep_framing=False)[1].anchor == "neck"
-    often = replace(mine, anchors={**mine.anchors, "mid_hip": Anchor(np.array([100.0, 150]), 1, 0.85)})
-    assert compare(often, theirs, (), keep_framing=False)[1].anchor == "mid_hip"
+def test_the_stillest_anchor_that_both_show_often_enough_is_held() -> None:
+    def held(mine: float, theirs: float) -> str:
+        """Where so large shares of the frames show the hips."""
+        a = build(LENGTHS, head=(30, 2, 1), neck=(50, 3, 1), mid_hip=(150, 1, mine), feet=(250, 0, 1))
+        b = build(LENGTHS, head=(30, 6, 1), neck=(70, 4, 1), mid_hip=(150, 1, theirs))
+        return compare(a, b, (), keep_framing=False)[1].anchor
+
+    assert held(1, 0.7) == held(0.7, 1) == "neck"
+    assert held(1, 0.85) == held(0.85, 1) == "mid_hip"
 
 
 @pytest.mark.parametrize(("y", "same"), [(69.0, True), (31.0, True), (70.2, False)])
