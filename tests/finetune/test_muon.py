@@ -116,6 +116,20 @@ def test_a_matrix_moves_along_its_orthogonalised_nesterov_momentum_as_far_as_ada
         # Entries of a matrix with orthonormal rows have a root mean square of 1 / sqrt(9); AdamW's usual one is 0.2.
         expected = (1 - 0.1 * 0.3) * expected - 0.1 * 0.2 * 9**0.5 * direction
     torch.testing.assert_close(weight.flatten(1), expected)
+    assert muon.state[weight]["step"] == 3
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_matrices_are_orthogonalised_in_the_precision_of_the_networks_products(precision) -> None:
+    torch.manual_seed(11)
+    gradient = torch.randn(6, 9)
+    weight = nn.Parameter(torch.zeros(1, 6, 9))
+    weight.grad = gradient[None].clone()
+    build_optimizer("muon", [weight], 0.1, 0.0, precision).step()
+    # Nesterov's first step looks ahead along the gradient itself: 1 + 0.95 of it.
+    exact, half = (turn((1.95 * gradient)[None]).float() for turn in (orthogonalise, orthogonalise_half))
+    to_exact, to_half = ((weight / (-0.1 * 0.2 * 9**0.5) - one).norm() for one in (exact, half))
+    assert to_half < 0.2 * to_exact if precision == torch.bfloat16 else to_exact < 0.2 * to_half
 
 
 def test_weights_of_one_shape_do_not_mix() -> None:
