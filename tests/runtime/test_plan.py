@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from posecrafter.errors import PoseError, RequestError
+from posecrafter.manifest import FileEntry
 from posecrafter.pose import LEFT_HAND, PoseTrack
 from posecrafter.runtime import Bundle, Request, make_plan
 
@@ -115,6 +116,19 @@ def test_windows_keep_to_the_limit_the_option_and_the_memory(memory_bundle: Bund
         assert max(lengths(memory=enough)) == frames
 
 
+def test_memory_is_the_graphs_weights_once_and_tensors_by_frame_and_prompt(memory_bundle: Bundle) -> None:
+    def memory(frames: int, guidance: float, files: dict[str, int]) -> int:
+        entries = {name: FileEntry(size, "") for name, size in files.items()}
+        bundle = replace(memory_bundle, manifest=replace(memory_bundle.manifest, files=entries))
+        return make_plan(Request(poses=memory_bundle.poses[:frames], guidance=guidance), bundle).memory
+
+    tensor = 4 * 32 * 8 * 8  # bytes, the first level's channels, latent cells
+    assert memory(7, 2.0, {}) - memory(6, 2.0, {}) == tensor * (39 + 2 * 14)
+    assert memory(6, 2.0, {}) - memory(6, 1.0, {}) == tensor * (6 + 1) * 14
+    files = {"graphs/denoiser.onnx": 1000, "graphs/denoiser.weights": 5000, "graphs/denoiser.layers": 300}
+    assert memory(6, 2.0, {**files, "person/latents.safetensors": 70}) - memory(6, 2.0, {}) == 6000
+
+
 def test_a_window_beyond_the_bundle_and_a_budget_below_one_frame_are_refused(memory_bundle: Bundle) -> None:
     for options, code in (({"window": 33}, "window-range"), ({"memory": 10}, "memory-budget")):
         with pytest.raises(RequestError) as caught:
@@ -128,6 +142,23 @@ def test_absent_people_and_far_poses_are_warned_of_by_frame(memory_bundle: Bundl
     warnings = make_plan(Request(poses=away), memory_bundle).warnings
     assert any(line.startswith("2 target frames show nobody (2-3)") for line in warnings)
     assert any(line.startswith("1 target frames are further") and "(4)" in line for line in warnings)
+
+
+def test_a_pose_near_any_training_frame_is_not_warned_of(memory_bundle: Bundle) -> None:
+    here = memory_bundle.poses[:2]
+    there = PoseTrack(here.xy + np.float32((20, 0)), here.score, 64, 64)
+    both = PoseTrack.concatenate([here, there])
+    request = Request(poses=both[[0, 1, 3, 0]])
+    assert make_plan(request, replace(memory_bundle, poses=both)).warnings == ()
+    (warning,) = make_plan(request, replace(memory_bundle, poses=here)).warnings
+    assert warning.startswith("1 target frames are further than 8% of the image from every training pose (2)")
+
+
+@pytest.mark.parametrize(("runs", "told"), [(6, "(0, 2, 4, 6, 8, 10)"), (7, "(0, 2, 4, 6, 8, 10, ...)")])
+def test_at_most_six_runs_of_frames_are_named(runs: int, told: str, memory_bundle: Bundle) -> None:
+    pair = PoseTrack.concatenate([PoseTrack.empty(1, 64, 64), memory_bundle.poses[:1]])
+    warnings = make_plan(Request(poses=pair[[0, 1] * runs]), memory_bundle).warnings
+    assert warnings[0].startswith(f"{runs} target frames show nobody {told};")
 
 
 def test_poses_without_a_common_key_point_are_refused(memory_bundle: Bundle) -> None:
