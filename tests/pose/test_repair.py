@@ -14,7 +14,7 @@ from posecrafter.pocket.figures import Scene
 from posecrafter.pocket.motion import clip_poses
 from posecrafter.pose import LEFT_HAND, RIGHT_HAND, PoseTrack
 from posecrafter.pose.groups import join, split
-from posecrafter.pose.repair import fill_gaps, find_cuts, repair
+from posecrafter.pose.repair import fill_gaps, find_cuts, find_impossible, repair
 from posecrafter.pose.smooth import FILTERS, savgol, smooth
 
 SceneOf = Callable[[int], Scene]
@@ -102,10 +102,12 @@ def test_gaps_up_to_the_bound_are_filled_and_longer_ones_left(scene: SceneOf, po
     truth = clip(whole(scene, 0), posed, 1)
     score = truth.score.copy()
     score[20:26, 2] = 0
+    score[26, 2] = 0.4
     score[50:57, 5] = 0
     score[95:, 1] = 0
     filled, count, left = fill_gaps(altered(truth, score=score), (), 6)
     assert (count, left) == (6, 7)
+    assert (filled.score[20:26, 2] == np.minimum(truth.score[19, 2], 0.4)).all()
     assert filled.visible[20:26, 2].all()
     assert not filled.visible[50:57, 5].any()
     assert not filled.visible[95:, 1].any()
@@ -125,18 +127,39 @@ def test_a_lost_part_of_a_face_keeps_its_place_in_the_moving_head(scene: SceneOf
     assert np.linalg.norm(straight - truth.xy[8:18], axis=2)[:, 60 + 48 : 60 + 60].mean() > 30
 
 
-@pytest.mark.parametrize("frames", [[20], [20, 21, 22, 40], [*range(60, 100)]])
-def test_exchanged_arms_are_put_right_and_named(frames: list[int], scene: SceneOf, posed: Posed) -> None:
-    truth = clip(whole(scene, 3), posed, 1)
-    right = [2, 3, 4, *range(RIGHT_HAND.start, RIGHT_HAND.stop)]
-    left = [5, 6, 7, *range(LEFT_HAND.start, LEFT_HAND.stop)]
+RIGHT, LEFT = [*range(RIGHT_HAND.start, RIGHT_HAND.stop)], [*range(LEFT_HAND.start, LEFT_HAND.stop)]
+PAIRS = {
+    "arms": ([2, 3, 4, *RIGHT], [5, 6, 7, *LEFT]),
+    "hands": (RIGHT, LEFT),
+    "legs": ([8, 9, 10], [11, 12, 13]),
+    "head": ([14, 16], [15, 17]),
+}
+
+
+def put_right(name: str, frames: list[int], scene: SceneOf, posed: Posed) -> None:
+    truth = clip(replace(whole(scene, 3), head=0.13), posed, 1)
+    right, left = PAIRS[name]
+    score = truth.score.copy()
+    score[:, right[0]] *= 0.9  # so that scores show whose they are
+    truth = altered(truth, score=score)
     xy, score = truth.xy.copy(), truth.score.copy()
     for frame in frames:
         xy[frame, right + left], score[frame, right + left] = xy[frame, left + right], score[frame, left + right]
     mended, report = repair(altered(truth, xy=xy, score=score), kind=None)
-    assert report.swapped["arms"] == tuple(frames)
+    assert report.swapped == {name: tuple(frames)}
     both = mended.visible & truth.visible
     assert np.abs(mended.xy - truth.xy)[both].max() < 1e-3
+    np.testing.assert_array_equal(mended.score[truth.visible], truth.score[truth.visible])
+
+
+@pytest.mark.parametrize("frames", [[20], [20, 21, 22, 40], [*range(60, 100)]])
+@pytest.mark.parametrize("name", ["arms", "legs", "head"])
+def test_exchanged_sides_are_put_right_and_named(name: str, frames: list[int], scene: SceneOf, posed: Posed) -> None:
+    put_right(name, frames, scene, posed)
+
+
+def test_exchanged_hands_are_put_right_where_they_are_apart(scene: SceneOf, posed: Posed) -> None:
+    put_right("hands", [20, 21, 22, 40], scene, posed)
 
 
 def test_a_point_that_leaps_is_dropped_and_filled(scene: SceneOf, posed: Posed) -> None:
@@ -147,6 +170,54 @@ def test_a_point_that_leaps_is_dropped_and_filled(scene: SceneOf, posed: Posed) 
     mended, report = repair(altered(truth, xy=xy), kind=None)
     assert report.dropped == 2
     assert np.linalg.norm(mended.xy - truth.xy, axis=2)[[30, 60], [2, 90]].max() < 4
+
+
+def still(scene: SceneOf, posed: Posed, frames: int = 41) -> PoseTrack:
+    """One pose, every point of it visible."""
+    one = clip(whole(scene, 0), posed, 1)[[40] * frames]
+    return altered(one, score=np.ones_like(one.score))
+
+
+def test_only_a_move_of_the_body_by_more_than_an_eighth_of_the_picture_is_a_cut(scene: SceneOf, posed: Posed) -> None:
+    one = still(scene, posed)
+    for share, cuts in ((0.115, ()), (0.125, (20,))):
+        xy = one.xy.copy()
+        xy[20:, :, 0] += share * one.width
+        assert find_cuts(altered(one, xy=xy)) == cuts
+        xy[20:, :80] = one.xy[20:, :80]  # three in five points stay
+        assert find_cuts(altered(one, xy=xy)) == ()
+
+
+@pytest.mark.parametrize(
+    ("share", "points", "dropped"), [(0.045, 1, 0), (0.055, 1, 1), (0.055, 25, 25), (0.055, 27, 0)]
+)
+def test_few_points_that_leave_their_place_for_a_frame_by_more_than_a_twentieth_are_dropped(
+    share: float, points: int, dropped: int, scene: SceneOf, posed: Posed
+) -> None:
+    """Fewer than a fifth of the 130."""
+    one = still(scene, posed)
+    xy = one.xy.copy()
+    xy[20, 129 - np.arange(points), 1] += share * one.width
+    assert repair(altered(one, xy=xy), kind=None)[1].dropped == dropped
+
+
+def test_a_bone_that_stays_too_long_loses_its_end(scene: SceneOf, posed: Posed) -> None:
+    one = still(scene, posed)
+    bone = one.xy[0, 4] - one.xy[0, 3]
+    for stretch, points in ((1.6, 0), (1.8, 5)):
+        xy = one.xy.copy()
+        xy[20:25, 4] += bone * (stretch - 1)
+        wrong = find_impossible(altered(one, xy=xy), ())
+        assert wrong.sum() == wrong[20:25, 4].sum() == points
+
+
+def test_the_report_tells_how_far_points_that_stayed_were_moved(scene: SceneOf, posed: Posed) -> None:
+    raw = spoilt(clip(whole(scene, 0), posed, 1), 2)
+    out, report = repair(raw)
+    kept = raw.visible & ~find_impossible(raw, ())
+    moves = np.linalg.norm(out.xy - raw.xy, axis=2)[kept]
+    assert (report.dropped, report.swapped) == (int((raw.visible & ~kept).sum()), {})
+    assert report.moved == pytest.approx((moves.mean(), moves.max()))
 
 
 def test_a_person_who_leaps_as_a_whole_keeps_the_points(scene: SceneOf, posed: Posed) -> None:

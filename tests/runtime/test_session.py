@@ -319,9 +319,13 @@ def test_a_number_that_is_not_finite_stops_the_run_with_the_step_and_the_cure(
     assert len(fake.passes()) == 4 + min(step + overlaps, 4)  # that device runs a step ahead of what is looked at
 
 
-def test_progress_counts_every_stage_to_its_end(memory_bundle: Bundle, engine: Engines) -> None:
+@pytest.mark.parametrize("overlaps", [False, True])
+def test_progress_counts_every_stage_to_its_end(overlaps: bool, memory_bundle: Bundle, engine: Engines) -> None:
     seen: list[tuple[str, int, int]] = []
-    Session(memory_bundle, engine(by_time)).render(
+    fake = engine(by_time)
+    if overlaps:
+        fake.fetch = lambda buffer: lambda: buffer
+    Session(memory_bundle, fake).render(
         Request(poses=target(9, memory_bundle), decode_chunk=4),
         lambda stage, done, total: seen.append((stage, done, total)),
     )
