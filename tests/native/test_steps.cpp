@@ -76,18 +76,23 @@ void any_count_goes_from_the_same_level_to_the_same() {
 }
 
 void counts_out_of_range_are_refused() {
-    for (const int count : {-1, 0, 26, 1000}) {
+    const auto refused = [](const Schedule& schedule, int steps, int count, int most) {
         std::string code, message;
         try {
-            Schedule().sampling(25, count);
+            schedule.sampling(steps, count);
         } catch (const posecrafter::Error& error) {
             code = error.code();
             message = error.what();
         }
         CLAIM(code == "sampling-steps-range");
-        CLAIM(message ==
-              "sampling_steps is " + std::to_string(count) + "; it must be between 1 and 25, the inverse steps");
-    }
+        CLAIM(message == "sampling_steps is " + std::to_string(count) + "; it must be between 1 and " +
+                             std::to_string(most) + ", the inverse steps");
+    };
+    for (const int count : {-1, 0, 26, 1000}) refused(Schedule(), 25, count, 25);
+    Schedule shifted;
+    shifted.steps_offset = 2;  // of 1000 steps the last two see the last timestep
+    CLAIM(shifted.sampling(1000, 998).size() == 998);
+    refused(shifted, 1000, 999, 998);
 }
 
 // The small bundle on the fake engine, and a request whose eps is sin(timestep) + 0.01 x.
