@@ -151,7 +151,7 @@ def awkward(pose: PoseTrack) -> PoseTrack:
     hand = np.r_[LEFT_HAND, RIGHT_HAND]
     points, middle = pose.xy[0, hand].astype(np.float64), pose.xy[0, hand].mean(axis=0)
     shifts = [(0, 0), (16, 8), (4, -4), (40, 0), (0, 60), (500, 0), (-30, -30), (-500, 0)]
-    scales = [(2.0, 0.5), (-0.5, 1), (0.4, 0.6), (0.4, 0.4), (2.4, 2.4), (0, 0)]
+    scales = [(2.0, 0.5), (1, 3), (-0.5, 1), (0.4, 0.6), (0.4, 0.4), (2.4, 2.4), (0, 0)]
     line = np.linspace(-10, 10, len(hand))[:, None] * (0.8, 0.6)
     places = [
         *(points + shift for shift in shifts),
@@ -219,8 +219,13 @@ def test_targets_at_the_edges_of_what_can_be_planned_give_the_same_plans_and_lat
 ) -> None:
     bundle = write_bundle(tmp_path / "bundle", 64, 96)
     (bundle / "graphs/denoiser.layers").write_bytes(1000 * b"x")  # an index of other files' weights
-    replace(Manifest.read(bundle), files=Manifest.entries(bundle)).write(bundle)
     training = read_poses(bundle / "person/poses.json")
+    xy = training.xy.copy()
+    xy[:, RIGHT_HAND] = np.stack([np.linspace(20, 40, 21), 30 + 0.2 * (-1) ** np.arange(21)], axis=1)  # hardly a plane
+    xy[:, FACE] = 32
+    training = PoseTrack(xy, training.score, 64, 96)
+    write_poses(bundle / "person/poses.json", training)
+    replace(Manifest.read(bundle), files=Manifest.entries(bundle)).write(bundle)
     hidden = training.score.copy()
     hidden[3, LEFT_HAND], hidden[2] = 0, 0
     track = PoseTrack.concatenate([awkward(training[1]), PoseTrack(training.xy, hidden, 64, 96)])
