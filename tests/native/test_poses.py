@@ -86,6 +86,27 @@ def test_frames_of_two_scales_are_taken_or_refused_alike(content: Any, library: 
     compare(library, path)
 
 
+def test_of_people_as_large_the_first_is_taken_and_no_canvas_of_half_a_pixel_alike(
+    library: Any, tmp_path: Path
+) -> None:
+    points = np.random.default_rng(0).integers(0, 90, (18, 3)).astype(float)
+    points[:, 2], points[4, 2] = 1, 0
+    people = [{"pose_keypoints_2d": (points + np.array([shift, 0, 0])).reshape(-1).tolist()} for shift in (0, 5)]
+    for canvas in ((100, 80), (100.0, 80), (100.5, 80), (100, 80.5), (16384, 1), (16385, 1)):
+        frame = {"people": people, "canvas_width": canvas[0], "canvas_height": canvas[1]}
+        (tmp_path / "poses.json").write_text(json.dumps(frame))
+        compare(library, tmp_path / "poses.json")
+
+
+def test_the_place_of_a_point_that_is_not_there_says_nothing_of_the_scale_alike(library: Any, tmp_path: Path) -> None:
+    points = np.random.default_rng(0).uniform(0, 1, (18, 3))
+    points[4] = 300, 200, 0
+    frame = {"people": [{"pose_keypoints_2d": points.reshape(-1).tolist()}], "canvas_width": 512, "canvas_height": 384}
+    (tmp_path / "poses.json").write_text(json.dumps(frame))
+    compare(library, tmp_path / "poses.json")
+    assert read_poses(tmp_path / "poses.json").xy.max() > 100
+
+
 SEEDS = sorted((Path(__file__).parent / "fuzz/seeds/poses").iterdir())
 
 

@@ -150,7 +150,7 @@ def awkward(pose: PoseTrack) -> PoseTrack:
     """Targets at the edges of what can be planned, of one training pose: a frame for each way to move both hands."""
     hand = np.r_[LEFT_HAND, RIGHT_HAND]
     points, middle = pose.xy[0, hand].astype(np.float64), pose.xy[0, hand].mean(axis=0)
-    shifts = [(0, 0), (16, 8), (4, -4), (40, 0), (0, 60), (500, 0), (-30, -30), (-500, 0)]
+    shifts = [(0, 0), (16, 8), (4, -4), (-4, 4), (40, 0), (0, 60), (500, 0), (-30, -30), (-500, 0)]
     scales = [(2.0, 0.5), (1, 3), (-0.5, 1), (0.4, 0.6), (0.4, 0.4), (2.4, 2.4), (0, 0)]
     line = np.linspace(-10, 10, len(hand))[:, None] * (0.8, 0.6)
     places = [
@@ -223,7 +223,10 @@ def test_targets_at_the_edges_of_what_can_be_planned_give_the_same_plans_and_lat
     xy = training.xy.copy()
     xy[:, RIGHT_HAND] = np.stack([np.linspace(20, 40, 21), 30 + 0.2 * (-1) ** np.arange(21)], axis=1)  # hardly a plane
     xy[:, FACE] = 32
-    training = PoseTrack(xy, training.score, 64, 96)
+    xy[:, LEFT_HAND] = (xy[:, LEFT_HAND] - 10) * (1.6, 2.4)  # up to all four edges
+    unsure = training.score.copy()
+    unsure[:, 3:17:5] = 0
+    training = PoseTrack(xy, unsure, 64, 96)
     write_poses(bundle / "person/poses.json", training)
     replace(Manifest.read(bundle), files=Manifest.entries(bundle)).write(bundle)
     hidden = training.score.copy()
