@@ -23,6 +23,13 @@ def test_a_tall_source_loses_its_top_and_bottom_equally() -> None:
     assert (framing.left, framing.top, framing.crop_width, framing.crop_height) == (0, 57, 90, 45)
 
 
+def test_an_odd_rest_goes_to_the_right_and_the_bottom_and_a_crop_has_a_pixel_at_least() -> None:
+    assert Framing.center(177, 144, 128, 128).left == 16
+    assert Framing.center(144, 177, 128, 128).top == 16
+    assert Framing.center(1, 2000, 2000, 1).crop_height == 1
+    assert Framing.center(2000, 1, 1, 2000).crop_width == 1
+
+
 @settings(deadline=None)
 @given(sides, sides, sides, sides)
 def test_the_crop_lies_inside_touches_two_sides_and_has_the_target_aspect(
