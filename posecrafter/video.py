@@ -60,7 +60,7 @@ def open_clip(path: Path | str, first: int | None = None, last: int | None = Non
     _check_file(path)
     count, size = 0, (0, 0)
     for picture in _pictures(path):
-        count, size = count + 1, (picture.width, picture.height)
+        count, size = count + 1, _shown_size(picture)
     start, stop = _range(path, count, first, last)
     return Clip(path, start, stop, *size, _rate(path))
 
@@ -97,8 +97,19 @@ def _range(path: Path, count: int, first: int | None, last: int | None) -> tuple
     return start, stop
 
 
+def _turns(picture: av.VideoFrame) -> int:
+    """Quarter turns counter-clockwise until the picture stands upright: a phone held upright films lying pictures."""
+    return round(picture.rotation / 90) % 4
+
+
+def _shown_size(picture: av.VideoFrame) -> tuple[int, int]:
+    return (picture.height, picture.width) if _turns(picture) % 2 else (picture.width, picture.height)
+
+
 def _rgb(picture: av.VideoFrame) -> NDArray[np.uint8]:
-    return np.asarray(picture.to_ndarray(format="rgb24"), dtype=np.uint8)
+    """The picture as players show it: uint8 [H, W, 3]."""
+    stored = np.asarray(picture.to_ndarray(format="rgb24"), dtype=np.uint8)
+    return np.ascontiguousarray(np.rot90(stored, _turns(picture)))
 
 
 def _rate(path: Path) -> float:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import struct
 from pathlib import Path
 
 import av
@@ -62,6 +63,22 @@ def test_a_clip_gives_the_same_frames_one_at_a_time_from_any_of_them_on(clip: Pa
     np.testing.assert_array_equal(np.stack(list(part.frames())), whole.frames[2:5])
     np.testing.assert_array_equal(np.stack(list(part.frames(start=1))), whole.frames[3:5])
     assert len(open_clip(clip)) == 12
+
+
+@pytest.mark.parametrize(("matrix", "turns"), [((0, 1, -1, 0), -1), ((-1, 0, 0, -1), 2), ((0, -1, 1, 0), 1)])
+def test_a_video_that_a_phone_marked_as_turned_is_read_upright(
+    clip: Path, tmp_path: Path, matrix: tuple[int, ...], turns: int
+) -> None:
+    a, b, c, d = (value << 16 for value in matrix)
+    stored = bytearray(clip.read_bytes())
+    place = stored.index(b"tkhd") + 44  # the track's display matrix (ISO/IEC 14496-12, 8.3.2)
+    stored[place : place + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    (tmp_path / "turned.mp4").write_bytes(stored)
+    shown = np.rot90(read_video(clip).frames, turns, axes=(1, 2))
+    np.testing.assert_array_equal(read_video(tmp_path / "turned.mp4").frames, shown)
+    opened = open_clip(tmp_path / "turned.mp4")
+    assert (opened.height, opened.width) == shown.shape[1:3]
+    np.testing.assert_array_equal(next(opened.frames()), shown[0])
 
 
 def refuse(path: Path, code: str, **options: int) -> str:
