@@ -78,7 +78,7 @@ def parse_step(text: str, where: str = "--do", folder: Path = Path()) -> Step:
 
     Raises PoseError edit-syntax.
     """
-    name, *words = text.split()
+    name, *words = text.split() or [""]
     if name not in OPERATIONS:
         raise PoseError("edit-syntax", f"{where}: there is no operation {name!r}; choose of {', '.join(OPERATIONS)}")
     known = parameters(name)

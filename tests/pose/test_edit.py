@@ -302,6 +302,13 @@ def test_a_wrong_line_is_refused_with_file_and_line(tmp_path: Path, text: str, w
     assert "\n" not in caught.value.message
 
 
+def test_an_operation_without_a_name_is_refused() -> None:
+    with pytest.raises(PoseError) as caught:
+        parse_step(" ")
+    assert caught.value.code == "edit-syntax"
+    assert "no operation ''" in caught.value.message
+
+
 def test_recipes_that_are_missing_empty_or_no_text_are_refused(tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_text("# nothing\n")
     (tmp_path / "bytes.txt").write_bytes(b"\xff\xfe\x80")
