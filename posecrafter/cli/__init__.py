@@ -63,3 +63,5 @@ def main() -> None:
     except PoseCrafterError as error:
         print(f"error[{error.code}]: {error.message}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:  # before the command itself has begun; from then on typer sees to it
+        sys.exit(130)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.metadata
 
+import pytest
 from typer.testing import CliRunner
 
+from posecrafter import cli
 from posecrafter.cli import app
 
 
@@ -13,3 +15,13 @@ def test_version_is_the_installed_package_s() -> None:
     shown = CliRunner().invoke(app, ["--version"])
     assert shown.exit_code == 0
     assert shown.output.split() == ["posecrafter", importlib.metadata.version("posecrafter")]
+
+
+def test_ctrl_c_before_a_command_has_begun_is_an_exit_status_and_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "app", interrupted)
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 130
