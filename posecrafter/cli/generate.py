@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from posecrafter.cli.poses.options import Canvas, read
 from posecrafter.errors import RequestError
 
 if TYPE_CHECKING:
@@ -48,7 +50,6 @@ KeepMean = Annotated[
 Windowing = Annotated[int | None, typer.Option("--window", help="Target frames a pass.")]
 Memory = Annotated[float | None, typer.Option("--memory", help="Memory budget of a pass, in MiB.")]
 _FRAME = re.compile(r"\d{5,}\.png")
-INVERSIONS = Path.home() / ".cache" / "posecrafter" / "inversions"
 AsJson = Annotated[bool, typer.Option("--json", help="Print the report as JSON.")]
 
 
@@ -59,6 +60,7 @@ def generate_command(
     preview: Annotated[
         Path | None, typer.Option("--preview", help="A PNG that shows the newest frame while others are decoded.")
     ] = None,
+    canvas: Canvas = None,
     prompt: Prompt = None,
     negative_prompt: Negative = None,
     steps: Steps = None,
@@ -100,13 +102,14 @@ def generate_command(
 ) -> None:
     """Render the person of a bundle following the target poses."""
     from posecrafter.cli.bars import bars
-    from posecrafter.cli.speed import remember
+    from posecrafter.cli.speed import inversions_folder, remember
 
     if preview is not None and preview.suffix != ".png":
         raise RequestError("out-suffix", f"the preview is a .png file; {preview} is none")
     _check_out(out, fps)
     request = make_request(
         poses,
+        canvas,
         prompt=prompt,
         negative_prompt=negative_prompt,
         steps=steps,
@@ -124,7 +127,7 @@ def generate_command(
         memory=memory,
         decode_chunk=decode_chunk,
     )
-    with _open(bundle, engine, threads, precision, device, kernels, INVERSIONS if cache else None) as session:
+    with _open(bundle, engine, threads, precision, device, kernels, inversions_folder() if cache else None) as session:
         if person is not None:
             session.load_person(person)
         warn(session.plan(request).warnings)
@@ -139,12 +142,11 @@ def generate_command(
         show({**result.plan.summary(), "engine": engine_used, **why, "seconds": seconds, "out": str(out)}, as_json)
 
 
-def make_request(poses: Path, **options: Any) -> Request:
+def make_request(poses: Path, canvas: str | None, **options: Any) -> Request:
     """A request out of the command line's words. Raises PoseError (see read_poses), RequestError (see Request)."""
-    from posecrafter.pose import read_poses
     from posecrafter.runtime.request import worded
 
-    return worded(read_poses(poses), **options)
+    return worded(read(poses, canvas), **options)
 
 
 def _open(
@@ -202,6 +204,8 @@ def _check_out(out: Path, fps: float | None) -> None:
     above = next(parent for parent in out.absolute().parents if parent.exists())
     if not above.is_dir():
         raise RequestError("out-exists", f"{above} is a file, so {out} cannot be written; choose another --out")
+    if not os.access(above, os.W_OK):
+        raise RequestError("not-writable", f"{above} cannot be written to; choose another --out")
     if out.suffix == ".mp4" and out.is_dir():
         raise RequestError("out-exists", f"{out} is a folder; choose another --out")
     if out.suffix == "" and out.exists():

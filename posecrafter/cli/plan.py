@@ -26,6 +26,7 @@ from posecrafter.cli.generate import (
     show,
     warn,
 )
+from posecrafter.cli.poses.options import Canvas
 from posecrafter.errors import EngineError, RequestError
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 def plan_command(
     bundle: Annotated[Path, typer.Argument(help="The bundle's folder; a shared one is planned for its own person.")],
     poses: Poses,
+    canvas: Canvas = None,
     steps: Steps = None,
     sampling_steps: SamplingSteps = None,
     guidance: Guidance = None,
@@ -59,6 +61,7 @@ def plan_command(
     opened = Bundle.open(bundle, graphs=False)
     request = make_request(
         poses,
+        canvas,
         steps=steps,
         sampling_steps=sampling_steps,
         guidance=guidance,

@@ -49,6 +49,11 @@ def measured_folder() -> Path:
     return cache_folder() / KEPT.name
 
 
+def inversions_folder() -> Path:
+    """Where inverted frames are kept for the next request."""
+    return cache_folder() / "inversions"
+
+
 def remember(manifest: Manifest, plan: Plan, seconds: dict[str, float], engine: str) -> None:
     """Note what a run cost. A cache that cannot be written is none: the run itself is what counts."""
     network = seconds.get("invert", 0.0) + seconds.get("sample", 0.0)

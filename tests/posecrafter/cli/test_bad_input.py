@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -176,6 +177,21 @@ def test_poses_without_a_common_key_point(refuse: Refuse, clip: Path, bundle: Pa
     poses = clip.with_name("nobody.json")
     write_poses(poses, PoseTrack.empty(3, 64, 64))
     refuse("no-common-key-points", "generate", bundle, "--poses", poses, "--out", clip.with_name("out.mp4"))
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_read(
+    refuse: Refuse, clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.access", lambda path, mode, **_: mode != os.W_OK)
+    words = [
+        "generate",
+        clip.with_name("bundle"),
+        "--poses",
+        clip.with_suffix(".json"),
+        "--out",
+        clip.with_name("o.mp4"),
+    ]
+    assert str(clip.parent) in refuse("not-writable", *words)
 
 
 def test_a_full_disk_leaves_nothing_half_written(clip: Path, bundle: Path, tmp_path: Path) -> None:

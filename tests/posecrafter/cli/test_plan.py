@@ -51,6 +51,15 @@ def test_the_plan_names_reference_frames_evaluations_memory_and_unknown_seconds(
     assert "show nobody" in result.stderr
 
 
+def test_poses_that_name_no_canvas_take_the_one_that_is_given(tiny_bundle: Path, poses: Path, tmp_path: Path) -> None:
+    frames = [{"people": frame["people"]} for frame in json.loads(poses.read_text())]
+    (tmp_path / "bare.json").write_text(json.dumps(frames))
+    for command in (["plan"], ["generate", "--out", tmp_path / "out.mp4", "--steps", 1]):
+        words = [*command, tiny_bundle, "--poses", tmp_path / "bare.json"]
+        assert "--canvas" in str(run(*words).exception)
+        assert run(*words, "--canvas", "64x64").exit_code == 0
+
+
 def test_the_plan_opens_no_graph_and_loads_no_engine(tiny_bundle: Path, poses: Path, tmp_path: Path) -> None:
     import shutil
     import subprocess
@@ -80,6 +89,7 @@ def test_seconds_come_from_this_machines_last_run_of_the_same_network(tiny_bundl
 
 def test_generate_leaves_a_record_that_plan_reads(tiny_bundle: Path, poses: Path, tmp_path: Path) -> None:
     run("generate", tiny_bundle, "--poses", poses, "--out", tmp_path / "out.mp4", "--steps", 1, "--json")
+    assert list((tmp_path / "cache").glob("posecrafter/inversions/*.npy"))
     values = json.loads(run("plan", tiny_bundle, "--poses", poses, "--steps", 1, "--json").stdout)
     assert values["seconds"] >= 0
     assert " on " in values["seconds_from"]
