@@ -6,12 +6,14 @@ with Session.open("bundle") as session:
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import wraps
 from pathlib import Path
-from typing import Self
+from typing import Concatenate, ParamSpec, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +38,8 @@ from posecrafter.runtime.request import Request
 from posecrafter.runtime.solve import solve
 
 Floats = NDArray[np.float32]
+Arguments = ParamSpec("Arguments")
+Returned = TypeVar("Returned")
 
 
 @dataclass(frozen=True)
@@ -47,8 +51,30 @@ class Result:
     seconds: dict[str, float] = field(default_factory=dict)
 
 
+def _alone(
+    method: Callable[Concatenate[Session, Arguments], Returned],
+) -> Callable[Concatenate[Session, Arguments], Returned]:
+    """Refuse a call while another one is in this session, whose buffers both would write, and one after `close`."""
+
+    @wraps(method)
+    def guarded(session: Session, /, *args: Arguments.args, **words: Arguments.kwargs) -> Returned:
+        if not session._lock.acquire(blocking=False):
+            raise RequestError(
+                "session-busy", "the session is in use by another call; open one session for each thread"
+            )
+        try:
+            if session._closed:
+                raise RequestError("session-closed", "the session has been closed; open another one")
+            return method(session, *args, **words)
+        finally:
+            session._lock.release()
+
+    return guarded
+
+
 class Session:
-    """Renders requests with one person's bundle. Used from one thread at a time; `close` frees the engine."""
+    """Renders requests with one person's bundle. Used from one thread at a time: a second call at once is refused, as
+    "session-busy". `close` frees the engine."""
 
     def __init__(
         self,
@@ -63,6 +89,7 @@ class Session:
         precision: what the engine was told, since an inverted frame is one engine's and one precision's. choice: why
         it is this engine, where "auto" was asked for.
         """
+        self._lock, self._closed = threading.Lock(), False
         self.choice = choice
         self.bundle = bundle
         self.engine = engine
@@ -96,11 +123,13 @@ class Session:
             engine, precision = choice.name, choice.precision
         return cls(bundle, open_engine(engine, Path(folder), threads, precision), cache, precision, choice)
 
+    @_alone
     def load_person(self, person: str | Path | None = None) -> None:
         """Render this person from now on: a name of the shared bundle's `persons/`, or a pack's folder; None for the
         bundle's own. Who was loaded stays in the engine's memory, so coming back binds other buffers and nothing more.
 
-        Raises: BundleError "bundle-merged", "pack-missing", "pack-format", "pack-hash", "pack-base", "pack-weights".
+        Raises: BundleError "bundle-merged", "pack-missing", "pack-format", "pack-hash", "pack-base", "pack-weights";
+        RequestError "session-busy", "session-closed".
         """
         key = None if person is None else str(person)
         if key not in self._people:
@@ -122,6 +151,7 @@ class Session:
         """What `render` would do; no network runs. Raises: RequestError, PoseError."""
         return make_plan(request, self.bundle, self.engine)
 
+    @_alone
     def render(
         self,
         request: Request,
@@ -160,9 +190,18 @@ class Session:
         self._inverted.clear()
 
     def close(self) -> None:
-        """Free the engine's memory, people's weights first. The session is not used afterwards."""
+        """Free the engine's memory, people's weights first. The session is not used afterwards.
+
+        Raises: RequestError "session-busy".
+        """
+        if not self._closed:
+            self._free()
+
+    @_alone
+    def _free(self) -> None:
+        self._closed = True
         self._people.clear()
-        vars(self).pop("_network", None)
+        del self._network
         self.engine.close()
 
     def __enter__(self) -> Self:

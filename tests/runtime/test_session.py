@@ -350,6 +350,31 @@ def test_cancelling_stops_between_steps(after: int, memory_bundle: Bundle, engin
     assert len(fake.passes()) == after
 
 
+def test_a_second_call_at_once_is_refused_and_the_first_is_not_disturbed(
+    memory_bundle: Bundle, engine: Engines
+) -> None:
+    session, request = Session(memory_bundle, engine(by_time)), Request(poses=target(2, memory_bundle))
+    alone, codes = session.render(request).frames, []
+
+    def meddle(stage: str, done: int, total: int, detail: str = "") -> None:
+        for call in (lambda: session.render(request), session.load_person, session.close):
+            with pytest.raises(RequestError) as caught:
+                call()
+            codes.append(caught.value.code)
+
+    np.testing.assert_array_equal(session.render(request, meddle).frames, alone)
+    assert set(codes) == {"session-busy"}
+    np.testing.assert_array_equal(session.render(request).frames, alone)
+
+
+def test_a_closed_session_says_so_and_may_be_closed_again(memory_bundle: Bundle, engine: Engines) -> None:
+    with Session(memory_bundle, engine(by_time)) as session:
+        session.close()
+    with pytest.raises(RequestError) as caught:
+        session.render(Request(poses=target(2, memory_bundle)))
+    assert caught.value.code == "session-closed"
+
+
 def test_a_changed_prompt_needs_an_exported_bundle(memory_bundle: Bundle, engine: Engines) -> None:
     with pytest.raises(RequestError) as caught:
         Session(memory_bundle, engine(by_time)).render(Request(poses=target(1, memory_bundle), prompt="red hair"))
