@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Literal
 
 from posecrafter.errors import RequestError
@@ -18,6 +19,16 @@ Warp = Literal["nearest", "bilinear"]
 
 REGIONS: tuple[Region, ...] = ("face", "left_hand", "right_hand")
 GUIDANCE = (0.0, 50.0)
+
+_KINDS: dict[str, tuple[type, str]] = {
+    "prompt": (str, "a text"),
+    "negative_prompt": (str, "a text"),
+    "guidance": (Real, "a number"),
+    "control_scale": (Real, "a number"),
+    **dict.fromkeys(("steps", "sampling_steps", "inversion_iterations", "seed"), (Integral, "a whole number")),
+    **dict.fromkeys(("reference", "window", "decode_chunk", "memory"), (Integral, "a whole number")),
+}
+"""Values that often come out of somebody else's JSON."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +74,10 @@ class Request:
 
     def __post_init__(self) -> None:
         """Raises: RequestError naming the field, its value and what it may be."""
+        for name, (kind, words) in _KINDS.items():
+            value = getattr(self, name)
+            if not isinstance(value, kind) and value is not getattr(Request, name):  # None, where that is the default
+                raise RequestError("request-type", f"{name} is {value!r}; it must be {words}")
         if len(self.poses) == 0:
             raise RequestError("poses-empty", "the target has no frame; give at least one pose")
         if self.steps is not None and not 1 <= self.steps <= 1000:

@@ -171,6 +171,11 @@ def test_poses_without_a_common_key_point_are_refused(memory_bundle: Bundle) -> 
 @pytest.mark.parametrize(
     ("options", "code"),
     [
+        ({"steps": "3"}, "request-type"),
+        ({"steps": 2.5}, "request-type"),
+        ({"seed": None}, "request-type"),
+        ({"guidance": "3"}, "request-type"),
+        ({"prompt": 5}, "request-type"),
         ({"steps": 0}, "steps-range"),
         ({"steps": 1001}, "steps-range"),
         ({"sampling_steps": 0}, "sampling-steps-range"),
@@ -212,6 +217,10 @@ def test_a_request_out_of_range_is_refused_at_the_border(
 def test_a_request_at_the_ends_of_its_ranges_is_taken(options: dict[str, Any], memory_bundle: Bundle) -> None:
     request = Request(poses=memory_bundle.poses, **options)
     assert {name: getattr(request, name) for name in options} == options
+
+
+def test_numpy_s_numbers_are_numbers(memory_bundle: Bundle) -> None:
+    Request(poses=memory_bundle.poses[:1], steps=np.int64(3), guidance=np.float32(2), seed=np.uint64(2**63))  # type: ignore[arg-type]
 
 
 def test_a_target_without_frames_is_refused(memory_bundle: Bundle) -> None:
