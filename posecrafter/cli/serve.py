@@ -10,7 +10,6 @@ from typing import Annotated
 
 import typer
 
-from posecrafter.cli.generate import INVERSIONS
 from posecrafter.errors import RequestError
 
 
@@ -35,7 +34,7 @@ def serve_command(
         raise RequestError("serve-missing", "the service is not installed; run: pip install 'posecrafter[serve]'")
     import uvicorn
 
-    from posecrafter.cli.speed import measured_folder
+    from posecrafter.cli.speed import inversions_folder, measured_folder
     from posecrafter.runtime import Session
     from posecrafter.serve import Service, make_app, warm
 
@@ -43,7 +42,7 @@ def serve_command(
     if threads is None and sessions > 1:
         threads = max(1, len(os.sched_getaffinity(0)) // sessions)
     opened = [
-        Session.open(bundle, engine, threads, precision, INVERSIONS if cache else None, measured_folder())
+        Session.open(bundle, engine, threads, precision, inversions_folder() if cache else None, measured_folder())
         for _ in range(sessions)
     ]
     for session in opened:
