@@ -140,12 +140,16 @@ class Session:
             self._people[key] = bundle, Network(BoundEngine(self.engine, upload_weights(self.engine, weights)))
         self.bundle, self._network = self._people[key]
 
+    @_alone
     def unload_person(self, person: str | Path) -> None:
         """Free the memory of somebody who was loaded by this name or folder; nothing for somebody who was not. If he is
-        the one rendered now, the bundle's own person is from then on."""
+        the one rendered now, the bundle's own person is from then on.
+
+        Raises: RequestError "session-busy", "session-closed".
+        """
         left = self._people.pop(str(person), None)
         if left is not None and left[1] is self._network:
-            self.load_person()
+            self.bundle, self._network = self._people[None]
 
     def plan(self, request: Request) -> Plan:
         """What `render` would do; no network runs. Raises: RequestError, PoseError."""
