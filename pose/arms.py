@@ -5,6 +5,7 @@ Angles are in the picture: 0 hangs down, 90 is level and outwards, 180 up.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -76,7 +77,7 @@ def _pose_arm(
     for points, places in ((shoulder, at), (elbow, first), (wrist, second), (hand, fingers)):
         new[chosen, points] = places[chosen]
         score[chosen, points] = np.where(track.visible[chosen, points], score[chosen, points], 1.0)
-    return PoseTrack(new, score, track.width, track.height)
+    return replace(track, xy=new, score=score)
 
 
 def _shoulders(xy: Array, side: str) -> Array:

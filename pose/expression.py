@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -205,7 +206,7 @@ def _with_head(track: PoseTrack, points: Array) -> PoseTrack:
     seen = np.isfinite(points[..., 0])
     xy[:, HEAD] = np.where(seen[..., None], points, xy[:, HEAD])
     score[:, HEAD] = np.where(seen | ~track.visible[:, HEAD], score[:, HEAD], 0)
-    return PoseTrack(xy, score, track.width, track.height)
+    return replace(track, xy=xy, score=score)
 
 
 def _within(name: str, value: float, low: float, high: float) -> None:

@@ -11,6 +11,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -49,7 +50,7 @@ def extract_poses(
 
     person: "largest" or a number from the left (see people.choose) follows one of several through the clip; None is for
     clips of one person: the one whom mediapipe follows, DWPose's largest. kept: where answers are kept, and those that
-    are there already. The canvas is the video's size. Frames without a visible person are refused by name, or, with
+    are there already. Canvas and rate are the video's. Frames without a visible person are refused by name, or, with
     allow_missing, kept with score 0. Raises VideoError (see read_video); PoseError no-person, person-index,
     extractor-missing, extractor-failed; RequestError person-syntax.
     """
@@ -69,7 +70,7 @@ def extract_poses(
         answers = kept.stage(f"person {person}")
         _answer(python, estimator, STAGE, clip, answers, progress, others)
         objects = map(json.loads, answers)
-    track = parse_frames(name, objects)
+    track = replace(parse_frames(name, objects), fps=clip.fps)
     check_persons(track, name, clip.first, allow_missing)
     return track
 

@@ -41,7 +41,7 @@ def frames_of(path: Path) -> Iterator[Any]:
 
 def is_list(path: Path) -> bool:
     """Whether the file's JSON is a list, by its first character."""
-    with path.open(encoding="utf-8", errors="replace") as file:
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
         return _Text(file).peek() == "["
 
 
@@ -100,7 +100,7 @@ class _Text:
 
 
 def _streamed(path: Path) -> Iterator[Any]:
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding="utf-8-sig") as file:
         text = _Text(file)
         text.take("[")
         while True:
@@ -113,7 +113,7 @@ def _streamed(path: Path) -> Iterator[Any]:
 
 def _whole(path: Path) -> Any:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
         return json.loads(text)
     except json.JSONDecodeError as error:
         line, column, what = error.lineno, error.colno, error.msg

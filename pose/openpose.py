@@ -37,24 +37,30 @@ UNITS = ("pixel", "fraction")
 # That many points of somebody within two pixels of the corner are no accident.
 FEW = 3
 ORIGIN = "extracted_from"
+RATE = "frames_per_second"
+"""Of the whole file, in a frame; what is no rate counts as none."""
+RATES = (1, 1000)
 
 Points = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class _Frame:
-    """One frame as read: x, y, score [130, 3] in the file's units, its name for errors, what it says about scale."""
+    """One frame as read: x, y, score [130, 3] in the file's units, its name for errors, what it says about scale and
+    rate."""
 
     name: str
     points: Points
     canvas: tuple[int, int] | None
     units: str | None
+    fps: float | None
 
 
 def read_poses(path: Path | str, canvas: tuple[int, int] | None = None) -> PoseTrack:
     """Read OpenPose JSON. Of several people in a frame, the one who covers the largest area is taken.
 
     canvas: (width, height) in pixels, for files that name none. Frames without people become frames of score 0.
+    The rate is the file's "frames_per_second".
     Coordinates count as fractions of the canvas if the file says so ("keypoint_units": "fraction"), or says nothing and
     none exceeds LARGEST_FRACTION. Raises PoseError poses-missing (no such file, an empty folder) and poses-json
     (anything wrong inside; the message names the file, the frame and the array).
@@ -92,10 +98,11 @@ def parse_frames(name: str, objects: Iterable[Any], canvas: tuple[int, int] | No
 
 
 def write_poses(path: Path | str, track: PoseTrack, origin: dict[str, Any] | None = None) -> None:
-    """Write a track as OpenPose JSON, atomically; read_poses gives back the same float32 numbers.
+    """Write a track as OpenPose JSON, atomically; read_poses gives back the same float32 numbers, and the rate.
 
-    origin: what the poses were extracted from, for read_origin; it stands in the first frame, where readers that do not
-    know it pass over it. Raises PoseError poses-json if path is a folder; PoseCrafterError disk-full, not-writable.
+    origin: what the poses were extracted from, for read_origin; it and the rate stand in the first frame, where readers
+    that do not know them pass over them. Raises PoseError poses-json if path is a folder; PoseCrafterError disk-full,
+    not-writable.
     """
     path = Path(path)
     if path.is_dir():
@@ -109,8 +116,9 @@ def write_poses(path: Path | str, track: PoseTrack, origin: dict[str, Any] | Non
                 "canvas_height": track.height,
                 "keypoint_units": "pixel",
             }
-            about = {ORIGIN: origin} if origin and index == 0 else {}
-            file.write(("[\n" if index == 0 else ",\n") + json.dumps(frame | about))
+            about = {RATE: track.fps, ORIGIN: origin} if index == 0 else {}
+            known = {name: value for name, value in about.items() if value}
+            file.write(("[\n" if index == 0 else ",\n") + json.dumps(frame | known))
         file.write("\n]\n")
 
 
@@ -159,7 +167,11 @@ def _frame(name: str, item: Any) -> _Frame:
         raise PoseError("poses-json", f"{name}: keypoint_units is {units!r}; it is one of {', '.join(UNITS)}")
     candidates = [_points(name, person) for person in people]
     points = max(candidates, key=_area, default=np.zeros((KEY_POINTS, 3)))
-    return _Frame(name, points, _canvas(name, item), units)
+    return _Frame(name, points, _canvas(name, item), units, _rate(item.get(RATE)))
+
+
+def _rate(value: Any) -> float | None:
+    return float(value) if type(value) in (int, float) and RATES[0] <= value <= RATES[1] else None
 
 
 def _points(name: str, person: dict[str, Any]) -> Points:
@@ -220,12 +232,13 @@ def _track(name: str, frames: list[_Frame], canvas: tuple[int, int] | None) -> P
     """Settle the canvas and the units of the whole file, then scale to pixels. Empties `frames`: files can be long."""
     width, height = _one_canvas(name, frames, canvas)
     scale = np.array([width, height] if _in_fractions(name, frames) else [1, 1])
+    fps = next((frame.fps for frame in frames if frame.fps), None)
     xy = np.empty((len(frames), KEY_POINTS, 2), np.float32)
     score = np.empty((len(frames), KEY_POINTS), np.float32)
     for index in reversed(range(len(frames))):
         frame = frames.pop()
         xy[index], score[index] = frame.points[:, :2] * scale, frame.points[:, 2]
-    return PoseTrack(xy, score, width, height)
+    return PoseTrack(xy, score, width, height, fps)
 
 
 def _in_fractions(name: str, frames: list[_Frame]) -> bool:
@@ -250,7 +263,7 @@ def _in_fractions(name: str, frames: list[_Frame]) -> bool:
 def _one_canvas(name: str, frames: list[_Frame], given: tuple[int, int] | None) -> tuple[int, int]:
     known = [(frame.name, frame.canvas) for frame in frames if frame.canvas]
     if given is not None:
-        known.insert(0, ("the canvas that was asked for", given))
+        known.insert(0, ("the video or --canvas", given))
     if not known:
         raise PoseError(
             "poses-json",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from posecrafter.errors import PoseError
@@ -24,9 +26,7 @@ assert len(_BODY_MIRROR) == BODY.stop
 def shift(track: PoseTrack, *, dx: float = 0.0, dy: float = 0.0) -> PoseTrack:
     """Move the person by dx of the canvas's width to the right and dy of its height down."""
     _finite(dx=dx, dy=dy)
-    return PoseTrack(
-        track.xy + np.array([dx * track.width, dy * track.height], np.float32), track.score, track.width, track.height
-    )
+    return replace(track, xy=track.xy + np.array([dx * track.width, dy * track.height], np.float32))
 
 
 def scale(track: PoseTrack, *, factor: float, x: float = 0.5, y: float = 0.5) -> PoseTrack:
@@ -36,14 +36,14 @@ def scale(track: PoseTrack, *, factor: float, x: float = 0.5, y: float = 0.5) ->
         raise PoseError("edit-value", f"factor is {factor:g}; it must be above 0")
     about = np.array([x * track.width, y * track.height])
     xy = about + (track.xy.astype(np.float64) - about) * factor
-    return PoseTrack(xy.astype(np.float32), track.score, track.width, track.height)
+    return replace(track, xy=xy.astype(np.float32))
 
 
 def mirror(track: PoseTrack) -> PoseTrack:
     """Left becomes right, in the picture and on the person."""
     xy = track.xy[:, OTHER_SIDE].copy()
     xy[..., 0] = track.width - xy[..., 0]
-    return PoseTrack(xy, track.score[:, OTHER_SIDE], track.width, track.height)
+    return replace(track, xy=xy, score=track.score[:, OTHER_SIDE])
 
 
 def _finite(**values: float) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import numpy as np
@@ -68,7 +68,7 @@ def repair(
     sided, swapped = right_sides(track, cuts)
     wrong = find_impossible(sided, cuts)
     score = np.where(wrong, 0, sided.score)
-    whole, filled, left = fill_gaps(PoseTrack(sided.xy, score, track.width, track.height), cuts, gap)
+    whole, filled, left = fill_gaps(replace(sided, score=score), cuts, gap)
     out = whole if kind is None else smooth(whole, cuts, kind, strength)
     kept = sided.visible & ~wrong
     moves = np.linalg.norm(out.xy - sided.xy, axis=2)[kept]
@@ -112,8 +112,7 @@ def right_sides(track: PoseTrack, cuts: tuple[int, ...]) -> tuple[PoseTrack, dic
                 swapped.setdefault(name, []).append(frame)
                 now, seen = turned, turned_seen
             last, known = np.where(seen[:, None], now, last), known | seen
-    fixed = PoseTrack(xy, score, track.width, track.height)
-    return fixed, {name: tuple(frames) for name, frames in swapped.items()}
+    return replace(track, xy=xy, score=score), {name: tuple(frames) for name, frames in swapped.items()}
 
 
 def _exchanged(before: _Sides, now: _Sides, turned: _Sides, size: float) -> bool:
@@ -179,7 +178,7 @@ def fill_gaps(track: PoseTrack, cuts: tuple[int, ...], gap: int) -> tuple[PoseTr
         lower = np.minimum(score[first:stop][before[short], points], score[first:stop][after[short], points])
         xy[first:stop][short], score[first:stop][short] = places[short], lower
         filled, left = filled + int(short.sum()), left + int((missing & ~short).sum())
-    return PoseTrack(xy.astype(np.float32), score, track.width, track.height), filled, left
+    return replace(track, xy=xy.astype(np.float32), score=score), filled, left
 
 
 def _neighbours(seen: Mask) -> tuple[npt.NDArray[np.int_], npt.NDArray[np.int_]]:

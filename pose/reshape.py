@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -72,7 +72,7 @@ def reshape(track: PoseTrack, change: Change) -> PoseTrack:
     new[lost] = change.placed(old)[lost]
     new += _correction(old, new, change, centres)[:, None]
     xy = np.where(track.visible[..., None], new, change.placed(track.xy.astype(np.float64)))
-    return PoseTrack(xy.astype(np.float32), track.score, track.width, track.height)
+    return replace(track, xy=xy.astype(np.float32))
 
 
 def _pair(new: Array, old: Array, pair: tuple[int, int], down: float, across: float) -> None:

@@ -6,6 +6,7 @@ of score 0.3 moves the result less than one of score 1. Units: frames and image 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from typing import Literal
 
@@ -49,7 +50,7 @@ def smooth(track: PoseTrack, cuts: tuple[int, ...] = (), kind: Filter = "one-eur
         smoothed = _shot(xy[first:stop], trust[first:stop], kind, strength)
         seen = np.isfinite(smoothed[..., 0])
         out[first:stop][seen] = size * smoothed[seen]
-    return PoseTrack(out, track.score, track.width, track.height)
+    return replace(track, xy=out)
 
 
 def _shot(xy: Array, trust: Array, kind: Filter, strength: float) -> Array:

@@ -7,6 +7,7 @@ straight lines between points would shorten every bone on the way.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -139,7 +140,7 @@ def blend(first: PoseTrack, second: PoseTrack, share: Array) -> PoseTrack:
         xy[:, points] = np.where(along[..., None], carried, xy[:, points])
         _turn(xy, a, b, part[:, 0], both, points, pair, holder)
     score = np.where(both, np.minimum(first.score, second.score), np.where(part < 0.5, first.score, second.score))
-    return PoseTrack(xy.astype(np.float32), score.astype(np.float32), first.width, first.height)
+    return replace(first, xy=xy.astype(np.float32), score=score.astype(np.float32))
 
 
 def at_least(name: str, value: float, least: float) -> None:

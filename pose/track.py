@@ -7,7 +7,7 @@ Layout of the K = 130 key points: 18 body points (OpenPose order), 21 of the per
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -40,6 +40,7 @@ class PoseTrack:
 
     xy: float32 [F, 130, 2], continuous pixel coordinates (x right, y down; pixel i covers i..i+1).
     score: float32 [F, 130], confidence; 0 = absent, and then xy is 0 too.
+    fps: frames a second that they were seen at; None where nobody knows.
     Raises PoseError poses-shape (wrong shapes or canvas) and poses-not-finite (NaN or infinity).
     """
 
@@ -47,6 +48,7 @@ class PoseTrack:
     score: Floats
     width: int
     height: int
+    fps: float | None = None
 
     def __post_init__(self) -> None:
         xy = np.array(self.xy, dtype=np.float32)
@@ -82,7 +84,7 @@ class PoseTrack:
     def __getitem__(self, frames: int | slice | Sequence[int] | npt.NDArray[Any]) -> PoseTrack:
         """The chosen frames as a track; one index gives a track of one frame."""
         chosen = [frames] if isinstance(frames, int | np.integer) else frames
-        return PoseTrack(self.xy[chosen], self.score[chosen], self.width, self.height)
+        return replace(self, xy=self.xy[chosen], score=self.score[chosen])
 
     @property
     def visible(self) -> npt.NDArray[np.bool_]:
@@ -102,7 +104,7 @@ class PoseTrack:
                 f"poses are on a {self.width}x{self.height} canvas, the framing cuts from "
                 f"{framing.source_width}x{framing.source_height}; make the framing for the poses' own canvas",
             )
-        return PoseTrack(framing.points(self.xy), self.score, framing.width, framing.height)
+        return replace(self, xy=framing.points(self.xy), width=framing.width, height=framing.height)
 
     @staticmethod
     def empty(frames: int, width: int, height: int) -> PoseTrack:
@@ -113,15 +115,11 @@ class PoseTrack:
 
     @staticmethod
     def concatenate(tracks: Sequence[PoseTrack]) -> PoseTrack:
-        """The tracks one after another; all must share one canvas (else PoseError poses-canvas)."""
+        """The tracks one after another, at the first one's rate; all must share one canvas (else PoseError
+        poses-canvas)."""
         canvases = {(track.width, track.height) for track in tracks}
         if len(canvases) != 1:
             sizes = ", ".join(sorted(f"{width}x{height}" for width, height in canvases)) or "none"
             raise PoseError("poses-canvas", f"tracks have canvases {sizes}; bring them to one with PoseTrack.framed")
-        width, height = canvases.pop()
-        return PoseTrack(
-            np.concatenate([track.xy for track in tracks]),
-            np.concatenate([track.score for track in tracks]),
-            width,
-            height,
-        )
+        xy, score = ([getattr(track, name) for track in tracks] for name in ("xy", "score"))
+        return replace(tracks[0], xy=np.concatenate(xy), score=np.concatenate(score))

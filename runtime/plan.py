@@ -271,7 +271,9 @@ def _warnings(
             f"{len(windows)} windows of up to {max(len(w) for w in windows)} frames: the picture may change slightly "
             "where they meet; allow more frames a pass with --window or --memory"
         )
-    for (region, reason), count in Counter((skip.region, skip.reason) for skip in skips).most_common(3):
+    # A region that the target never shows is no loss.
+    told = Counter((skip.region, skip.reason) for skip in skips if poses.visible[:, _POINTS[skip.region]].any())
+    for (region, reason), count in told.most_common(3):
         lines.append(f"{region} is not edited in {count} frames: {reason}")
     return lines
 

@@ -44,9 +44,11 @@ Returned = TypeVar("Returned")
 
 @dataclass(frozen=True)
 class Result:
-    """frames: uint8 [M, H, W, 3] RGB. seconds: per stage. plan: what was done."""
+    """frames: uint8 [M, H, W, 3] RGB. fps: frames a second, the poses' own or else the training video's. seconds: per
+    stage. plan: what was done."""
 
     frames: NDArray[np.uint8]
+    fps: float
     plan: Plan
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -151,6 +153,10 @@ class Session:
         if left is not None and left[1] is self._network:
             self.bundle, self._network = self._people[None]
 
+    def fps(self, request: Request) -> float:
+        """Frames a second at which the result moves as its poses did; the training video's where they do not tell."""
+        return request.poses.fps or self.bundle.manifest.fps
+
     def plan(self, request: Request) -> Plan:
         """What `render` would do; no network runs. Raises: RequestError, PoseError."""
         return make_plan(request, self.bundle, self.engine)
@@ -187,7 +193,7 @@ class Session:
             with clock("decode"):
                 latents = network.engine.download(x)[1:]
                 frames.append(decode(network, latents, request.decode_chunk, progress, cancel, preview, window.start))
-        return Result(np.concatenate(frames), plan, clock.seconds)
+        return Result(np.concatenate(frames), self.fps(request), plan, clock.seconds)
 
     def forget(self) -> None:
         """Forget the inverted frames that are kept in memory."""

@@ -114,7 +114,7 @@ class Service:
             if job.cancelled.is_set():
                 raise RequestError("cancelled", "whoever asked no longer waits")
             self._load(session, people, job.person)
-            with job.output(session.plan(job.request), session.bundle.manifest.fps) as take:
+            with job.output(session.plan(job.request), session.fps(job.request)) as take:
                 result = session.render(
                     job.request, cancel=job.cancelled.is_set, preview=lambda first, frames: take(frames)
                 )

@@ -98,7 +98,7 @@ class PublishedLoop:
         stop("sample")
         frames = self.decode(x)[1:]
         stop("decode")
-        return Result(frames, plan, seconds)
+        return Result(frames, self.bundle.manifest.fps, plan, seconds)
 
     def maps(self, plan: Plan) -> Tensor:
         """Control images of the reference's pose and the M targets', [1, 3, M+1, H, W] in 0..1."""

@@ -50,7 +50,7 @@ KeepMean = Annotated[
 Windowing = Annotated[int | None, typer.Option("--window", help="Target frames a pass.")]
 Memory = Annotated[float | None, typer.Option("--memory", help="Memory budget of a pass, in MiB.")]
 _FRAME = re.compile(r"\d{5,}\.png")
-AsJson = Annotated[bool, typer.Option("--json", help="Print the report as JSON.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print everything about it as one JSON object.")]
 
 
 def generate_command(
@@ -76,7 +76,9 @@ def generate_command(
     keep_mean: KeepMean = None,
     window: Windowing = None,
     memory: Memory = None,
-    fps: Annotated[float | None, typer.Option("--fps", help="Frames a second; default the training video's.")] = None,
+    fps: Annotated[
+        float | None, typer.Option("--fps", help="Frames a second; default the poses', or the training video's.")
+    ] = None,
     decode_chunk: Annotated[int, typer.Option("--decode-chunk", help="Frames a pass of the VAE decoder.")] = 8,
     engine: Annotated[
         str,
@@ -133,13 +135,22 @@ def generate_command(
         warn(session.plan(request).warnings)
         with bars() as progress:
             result = session.render(request, progress, preview=_shown_in(preview))
-        _write_frames(out, result.frames, session.bundle.manifest.fps if fps is None else fps)
+        rate = result.fps if fps is None else fps
+        _write_frames(out, result.frames, rate)
         seconds = {stage: round(value, 3) for stage, value in result.seconds.items()}
         choice = session.choice
         engine_used = f"{choice or session.engine.name} on {session.engine.device}"
         remember(session.bundle.manifest, result.plan, result.seconds, engine_used)
         why = {} if choice is None else {"engine_why": choice.told}
-        show({**result.plan.summary(), "engine": engine_used, **why, "seconds": seconds, "out": str(out)}, as_json)
+        if as_json:
+            told = {"engine": engine_used, **why, "seconds": seconds, "fps": rate, "out": str(out)}
+            typer.echo(json.dumps({**result.plan.summary(), **told}))
+        else:
+            plan, total = result.plan, sum(result.seconds.values())
+            typer.echo(
+                f"{out}: {plan.frames} frames of {plan.width}x{plan.height} at {rate:g} a second, made in "
+                f"{total:.1f} s by {engine_used} from training frame {plan.reference}"
+            )
 
 
 def make_request(poses: Path, canvas: str | None, **options: Any) -> Request:

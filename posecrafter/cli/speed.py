@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -12,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from posecrafter.errors import PoseCrafterError
 from posecrafter.files import write_json
-from posecrafter.runtime.engines.measured import KEPT
 
 if TYPE_CHECKING:
     from posecrafter.manifest import Manifest
@@ -36,8 +36,12 @@ class Speed:
 
 
 def cache_folder() -> Path:
-    """$XDG_CACHE_HOME/posecrafter, by default under ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "posecrafter"
+    """$XDG_CACHE_HOME/posecrafter, by default under ~/.cache; for a user without a home, as in some containers, where
+    temporary files are."""
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "posecrafter"
+    except RuntimeError:
+        return Path(tempfile.gettempdir()) / f"posecrafter-{os.getuid()}"
 
 
 def cache_file() -> Path:
@@ -46,7 +50,7 @@ def cache_file() -> Path:
 
 def measured_folder() -> Path:
     """Where figures of this machine's engines are kept."""
-    return cache_folder() / KEPT.name
+    return cache_folder() / "engines"
 
 
 def inversions_folder() -> Path:

@@ -24,8 +24,17 @@ from posecrafter.runtime.engines.processor import describe_processor
 
 FORMAT = "posecrafter-measured-1"
 
-KEPT = Path.home() / ".cache" / "posecrafter" / "engines"
-"""Where figures are kept unless somebody says otherwise: a small file a bundle."""
+
+def _kept() -> Path | None:
+    try:
+        return Path.home() / ".cache" / "posecrafter" / "engines"
+    except RuntimeError:
+        return None
+
+
+KEPT = _kept()
+"""Where figures are kept unless somebody says otherwise, a small file a bundle; None, and nothing is measured, for a
+user without a home, as in some containers."""
 
 MARGIN = 0.9
 """A faster engine needs more memory, or rounds more coarsely: it has to take less than this share of the time."""

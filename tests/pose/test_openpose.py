@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -358,3 +359,18 @@ def test_any_json_at_all_is_read_or_refused_by_code(tmp_path_factory: Any, conte
     except PoseError as error:
         code = error.code
     assert code in (None, "poses-json")
+
+
+def test_the_rate_is_read_back_and_what_is_none_counts_as_none(tmp_path: Path) -> None:
+    track = read_poses(written(tmp_path, [frame(person())]))
+    assert track.fps is None
+    write_poses(tmp_path / "timed.json", replace(track, fps=30000 / 1001))
+    assert read_poses(tmp_path / "timed.json").fps == 30000 / 1001
+    for wrong in (0, -25, "25", None, True, 1e9):
+        assert read_poses(written(tmp_path, [frame(person()) | {"frames_per_second": wrong}])).fps is None
+
+
+def test_a_byte_order_mark_is_passed_over(tmp_path: Path) -> None:
+    plain = written(tmp_path, [frame(person())])
+    (tmp_path / "marked.json").write_bytes(b"\xef\xbb\xbf" + plain.read_bytes())
+    assert np.array_equal(read_poses(tmp_path / "marked.json").xy, read_poses(plain).xy)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -53,6 +55,12 @@ def test_slices_indices_and_index_lists_choose_frames() -> None:
     assert np.array_equal(track[[3, 0]].xy, track.xy[[3, 0]])
     assert len(track[2:2]) == 0
     assert len(list(track)) == 5
+
+
+def test_the_rate_stays_with_what_is_made_of_a_track() -> None:
+    track = replace(numbered(5), fps=50.0)
+    made = [track[1:3], track.framed(Framing.center(100, 80, 40, 40)), PoseTrack.concatenate([track, numbered(2)])]
+    assert [one.fps for one in made] == [50.0] * 3
 
 
 def test_concatenation_undoes_slicing() -> None:

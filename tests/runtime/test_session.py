@@ -443,3 +443,9 @@ def test_a_person_who_is_unloaded_is_freed_and_can_come_back(shared_bundle: Path
         np.testing.assert_array_equal(session.render(request).frames, own)
         session.load_person("b")
         np.testing.assert_array_equal(session.render(request).frames, frames)
+
+
+def test_a_result_moves_at_the_rate_of_its_poses(memory_bundle: Bundle, engine: Engines) -> None:
+    session, poses = Session(memory_bundle, engine(by_time)), target(2, memory_bundle)
+    for fps, expected in ((50.0, 50.0), (None, memory_bundle.manifest.fps)):
+        assert session.render(Request(poses=replace(poses, fps=fps), steps=1)).fps == expected

@@ -95,5 +95,6 @@ def _say(out: Path, track: PoseTrack, as_json: bool, before: bool) -> None:
     sizes = {"frames": len(track), "width": track.width, "height": track.height}
     note = f", {empty} without a person" if empty else ""
     note += "; extracted before, nothing to do" if before else ""
-    line = f"{out}: poses of {len(track)} frames, {track.width}x{track.height}{note}"
+    plural = "" if len(track) == 1 else "s"
+    line = f"{out}: poses of {len(track)} frame{plural}, {track.width}x{track.height}{note}"
     report({"poses": str(out), **sizes, "empty_frames": empty, "extracted_before": before}, line, as_json)

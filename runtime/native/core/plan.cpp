@@ -104,9 +104,11 @@ void warn_of_poses(const Table& table, Plan& plan) {
                  ranges(distant), "); expect artefacts there, or train on a clip that shows such poses"));
 }
 
+// A region that the target never shows is no loss.
 void warn_of_skips(Plan& plan) {
     std::vector<std::pair<const Skip*, int>> counted;  // by region and reason, in order of appearance
     for (const Skip& skip : plan.skips) {
+        if (!plan.poses->shows(points_of(skip.region))) continue;
         const auto same = [&](const auto& entry) {
             return entry.first->region == skip.region && entry.first->reason == skip.reason;
         };

@@ -43,6 +43,14 @@ bool Track::shows_somebody(int index) const {
     return std::any_of(frame(index), frame(index) + key_points, [](const KeyPoint& p) { return p.visible(); });
 }
 
+bool Track::shows(Part part) const {
+    for (int index = 0; index < frames(); ++index)
+        if (std::any_of(frame(index) + part.first, frame(index) + part.last,
+                        [](const KeyPoint& p) { return p.visible(); }))
+            return true;
+    return false;
+}
+
 Track Track::slice(int first, int last) const {
     return {std::vector<KeyPoint>(frame(first), frame(last)), width_, height_};
 }

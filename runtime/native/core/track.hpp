@@ -39,6 +39,8 @@ class Track {
     int height() const { return height_; }
     const KeyPoint* frame(int index) const { return points_.data() + std::size_t(index) * key_points; }
     bool shows_somebody(int index) const;
+    // Whether any frame has a visible one of these key points.
+    bool shows(Part part) const;
 
     // Frames first .. last-1.
     Track slice(int first, int last) const;
