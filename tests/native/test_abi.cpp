@@ -1,6 +1,9 @@
 // What a host does all day: open, plan, draw, render, watch, cancel, close.
 #include <cstring>
 #include <posecrafter/posecrafter.hpp>
+#include <stdexcept>
+#include <string>
+#include <string_view>
 
 #include "check.hpp"
 #include "small_bundle.hpp"
@@ -144,6 +147,39 @@ void exceptions_of_callbacks_do_not_cross(posecrafter::Session& session) {
     CLAIM(session.render(request_for(points)).data == expected);
 }
 
+void what_watches_a_render_may_be_lambdas_and_throw(posecrafter::Session& session) {
+    const auto points = moving_person(17);
+    posecrafter::Request request = request_for(points);
+    request.decode_chunk = 3;
+    const auto expected = session.render(request).data;
+    std::vector<std::uint8_t> streamed;
+    session.stream(request, [&](std::int32_t, std::int32_t count, const std::uint8_t* frames) {
+        streamed.insert(streamed.end(), frames, frames + std::size_t(count) * 64 * 64 * 3);
+        return true;
+    });
+    CLAIM(streamed == expected);
+    int told = 0;
+    const auto count = [&](std::string_view stage, std::int32_t done, std::int32_t total) {
+        CLAIM(!stage.empty() && done <= total);
+        return ++told > 0;
+    };
+    CLAIM(session.render(request, count).data == expected && told > 17);
+    std::string code, thrown;
+    try {
+        session.render(request, [&](auto, auto, auto) { return false; });
+    } catch (const posecrafter::Failed& failed) {
+        code = failed.code();
+    }
+    CLAIM(code == "cancelled");
+    try {
+        session.stream(request, [](auto, auto, auto) -> bool { throw std::out_of_range("the host's own"); });
+    } catch (const std::out_of_range& own) {
+        thrown = own.what();
+    }
+    CLAIM(thrown == "the host's own");
+    CLAIM(session.render(request).data == expected);
+}
+
 void failing_engines_are_errors(const std::string& bundle) {
     const auto points = moving_person(2);
     const posecrafter::Request request = request_for(points);
@@ -174,6 +210,7 @@ int main() {
     cancelling_at_any_step_leaves_a_whole_session(bundle.path());
     cancelling_at_any_preview_leaves_a_whole_session(session);
     exceptions_of_callbacks_do_not_cross(session);
+    what_watches_a_render_may_be_lambdas_and_throw(session);
     failing_engines_are_errors(bundle.path());
     return failures;
 }

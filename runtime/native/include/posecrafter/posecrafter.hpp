@@ -9,6 +9,7 @@
 #include <posecrafter/posecrafter.h>
 
 #include <cstdint>
+#include <exception>
 #include <functional>
 #include <memory>
 #include <stdexcept>
@@ -102,6 +103,11 @@ struct Video {
     std::size_t frame_bytes() const { return std::size_t(width) * std::size_t(height) * 3; }
 };
 
+// Told of every unit of work, and given frames first .. first+count-1, uint8 RGB, valid during the call. False stops
+// the work, which then has Failed "cancelled".
+using Progress = std::function<bool(std::string_view stage, std::int32_t done, std::int32_t total)>;
+using Preview = std::function<bool(std::int32_t first, std::int32_t count, const std::uint8_t* frames)>;
+
 // An open bundle on an engine; closed when it goes out of scope, after every call on it has returned.
 class Session {
   public:
@@ -142,6 +148,18 @@ class Session {
     }
     Video render(const Poses& poses) { return render(Request(poses)); }
 
+    // The same, watched: these take the place of the request's callbacks. What they throw ends the work and is thrown
+    // from here.
+    Video render(Request request, const Progress& progress, const Preview& preview = {}) {
+        Watched watched(request, progress, preview);
+        return watched.rethrow([&] { return render(request); });
+    }
+    // Frames go to the preview alone, as they are decoded; nowhere is the whole video.
+    void stream(Request request, const Preview& preview, const Progress& progress = {}) {
+        Watched watched(request, progress, preview);
+        watched.rethrow([&] { check(pc_render(get(), &request, nullptr)); });
+    }
+
     // The control images that the network sees.
     Video draw(const Request& request) {
         return picture(request,
@@ -151,6 +169,52 @@ class Session {
   private:
     struct Close {
         void operator()(pc_session* session) const { pc_close(&session); }
+    };
+
+    // A request's callbacks while it is rendered, and what they threw.
+    class Watched {
+      public:
+        Watched(Request& request, const Progress& progress, const Preview& preview)
+            : progress_(progress), preview_(preview) {
+            request.user = this;
+            if (progress)
+                request.progress = [](void* user, const char* stage, std::int32_t done, std::int32_t total) {
+                    auto& own = *static_cast<Watched*>(user);
+                    return own.stops([&] { return own.progress_(stage, done, total); });
+                };
+            if (preview)
+                request.preview = [](void* user, std::int32_t first, std::int32_t count, const std::uint8_t* frames) {
+                    auto& own = *static_cast<Watched*>(user);
+                    return own.stops([&] { return own.preview_(first, count, frames); });
+                };
+        }
+        Watched(const Watched&) = delete;
+        Watched& operator=(const Watched&) = delete;
+
+        template <class Work>
+        auto rethrow(Work work) -> decltype(work()) {
+            try {
+                return work();
+            } catch (const Failed&) {
+                if (thrown_) std::rethrow_exception(thrown_);
+                throw;
+            }
+        }
+
+      private:
+        template <class Call>
+        int stops(Call call) noexcept {
+            try {
+                return call() ? 0 : 1;
+            } catch (...) {
+                thrown_ = std::current_exception();
+                return 1;
+            }
+        }
+
+        const Progress& progress_;
+        const Preview& preview_;
+        std::exception_ptr thrown_;
     };
 
     template <class Fill>
