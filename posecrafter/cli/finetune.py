@@ -14,6 +14,9 @@ from posecrafter.cli.interrupt import interrupt
 from posecrafter.errors import RequestError
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from posecrafter.pose import PoseTrack
 
 
@@ -121,6 +124,7 @@ def finetune_command(
 
     options = FinetuneOptions.for_base(read_base_defaults(base, controlnet), **given)
     RunFolder(out).check(resume, overwrite)
+    _warn_of_cut(track, options.width, options.height)
     with bars() as progress, interrupt() as cancel:
         loaded = load_base(base, controlnet, _device(device))
         result = finetune(
@@ -130,6 +134,29 @@ def finetune_command(
         typer.echo(json.dumps({**asdict(result), "out": str(result.out)}))
     else:
         typer.echo(f"{result.out}: {result.steps} steps in {result.seconds:.0f} s, loss {result.loss:.3f}")
+
+
+def _warn_of_cut(track: PoseTrack, width: int, height: int) -> None:
+    """One line where the centred cut to width x height loses some of the person, with a size that keeps the picture."""
+    from posecrafter.framing import Framing
+
+    inside = _inside(track)
+    kept = _inside(track.framed(Framing.center(track.width, track.height, width, height)))
+    lost = (inside & ~kept).sum() / max(inside.sum(), 1)
+    if lost > 0.05:
+        scale = (width * height / (track.width * track.height)) ** 0.5
+        whole = "x".join(str(max(round(side * scale / 32), 1) * 32) for side in (track.width, track.height))
+        typer.echo(
+            f"warning: {lost:.0%} of the key points lie outside of the centred cut to {width}x{height}; "
+            f"--size {whole} keeps the whole picture, or cut the video around the person first",
+            err=True,
+        )
+
+
+def _inside(track: PoseTrack) -> NDArray[np.bool_]:
+    """bool [F, 130]: visible key points within the canvas."""
+    within = (track.xy >= 0) & (track.xy < (track.width, track.height))
+    return track.visible & within.all(axis=2)
 
 
 def _size(text: str | None) -> dict[str, int | None]:

@@ -9,13 +9,15 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import typer
 from typer.testing import CliRunner
 
-from posecrafter.cli.finetune import finetune_command
+from posecrafter.cli.finetune import _warn_of_cut, finetune_command
 from posecrafter.errors import PoseCrafterError
+from posecrafter.pose import PoseTrack
 
 FRAMES = 10
 """Of the clip."""
@@ -128,3 +130,24 @@ def test_bad_input_is_refused_in_one_line_and_leaves_nothing_behind(words, tmp_p
     assert caught.value.code == code
     assert "\n" not in caught.value.message
     assert not (tmp_path / "run").exists()
+
+
+def test_a_cut_that_loses_some_of_the_person_is_told_with_a_size_that_keeps_all(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A person of 13 points in the middle of a portrait video 360x640, and more above or below the centred square."""
+
+    def track(above: int) -> PoseTrack:
+        xy, score = np.zeros((2, 130, 2)), np.zeros((2, 130))
+        xy[:, :13], score[:, :13] = (180, 320), 1
+        xy[:, :above] = (180, 139)  # one pixel row above the square's
+        xy[:, 13], score[:, 13] = (180, -5), 1  # where the estimator guessed: in no picture anyway
+        return PoseTrack(xy, score, 360, 640)
+
+    _warn_of_cut(track(0), 128, 128)
+    assert not capsys.readouterr().err
+    _warn_of_cut(track(2), 128, 128)
+    told = capsys.readouterr().err
+    assert told.startswith("warning: 15% of the key points lie outside of the centred cut to 128x128; --size 96x160 ")
+    _warn_of_cut(track(2), 96, 160)
+    assert not capsys.readouterr().err
