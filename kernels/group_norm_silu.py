@@ -113,17 +113,10 @@ def _measure(x_ptr, rows, per_slice, mean_ptr, square_ptr, C: tl.constexpr, ROWS
     tl.store(square_ptr + at, tl.sum(square + away * away * seen, 0), mask=channel < C)
 
 
-@triton.jit(do_not_specialize=["rows", "per_slice", "slices"])
-def _combine(mean_ptr, square_ptr, weight_ptr, bias_ptr, add_ptr, scale_ptr, shift_ptr, rows, per_slice, slices, eps,
-             C: tl.constexpr, SHARE: tl.constexpr, WIDTH: tl.constexpr, SLICES: tl.constexpr,
-             ADD: tl.constexpr):  # fmt: skip
-    """Scale and shift of the SHARE channels of one group of one prompt (Chan, Golub and LeVeque 1979)."""
-    channel = tl.program_id(0) * SHARE + tl.arange(0, WIDTH)
-    known = tl.arange(0, WIDTH) < SHARE
-    outer = tl.program_id(1).to(tl.int64)
-    added = tl.zeros([WIDTH], tl.float32)
-    if ADD:
-        added = tl.load(add_ptr + channel, mask=known, other=0.0).to(tl.float32)
+@triton.jit
+def pool(mean_ptr, square_ptr, added, known, channel, outer, rows, per_slice, slices, C: tl.constexpr,
+         SLICES: tl.constexpr):  # fmt: skip
+    """Mean and variance of a group's channels, `added` to each, over all slices of one prompt."""
     mean, square, number = 0.0, 0.0, 0.0
     for start in tl.range(0, slices, SLICES):
         part = start + tl.arange(0, SLICES)
@@ -141,7 +134,22 @@ def _combine(mean_ptr, square_ptr, weight_ptr, bias_ptr, add_ptr, scale_ptr, shi
         square += block_square + apart * apart * (number * block / (number + block))
         mean += apart * (block / (number + block))
         number += block
-    scale = tl.rsqrt(square / number + eps) * tl.load(weight_ptr + channel, mask=known, other=0.0).to(tl.float32)
+    return mean, square / number
+
+
+@triton.jit(do_not_specialize=["rows", "per_slice", "slices"])
+def _combine(mean_ptr, square_ptr, weight_ptr, bias_ptr, add_ptr, scale_ptr, shift_ptr, rows, per_slice, slices, eps,
+             C: tl.constexpr, SHARE: tl.constexpr, WIDTH: tl.constexpr, SLICES: tl.constexpr,
+             ADD: tl.constexpr):  # fmt: skip
+    """Scale and shift of the SHARE channels of one group of one prompt (Chan, Golub and LeVeque 1979)."""
+    channel = tl.program_id(0) * SHARE + tl.arange(0, WIDTH)
+    known = tl.arange(0, WIDTH) < SHARE
+    outer = tl.program_id(1).to(tl.int64)
+    added = tl.zeros([WIDTH], tl.float32)
+    if ADD:
+        added = tl.load(add_ptr + channel, mask=known, other=0.0).to(tl.float32)
+    mean, variance = pool(mean_ptr, square_ptr, added, known, channel, outer, rows, per_slice, slices, C, SLICES)
+    scale = tl.rsqrt(variance + eps) * tl.load(weight_ptr + channel, mask=known, other=0.0).to(tl.float32)
     shift = tl.load(bias_ptr + channel, mask=known, other=0.0).to(tl.float32) + (added - mean) * scale
     tl.store(scale_ptr + outer * C + channel, scale, mask=known)
     tl.store(shift_ptr + outer * C + channel, shift, mask=known)

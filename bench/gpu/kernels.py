@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from posecrafter.bench.gpu.timing import measure
+from posecrafter.bench.gpu.timing import Timing, measure
 from posecrafter.finetune.layers import pooled_norm
 from posecrafter.kernels import KERNELS, key_frame_attention
 from posecrafter.kernels.registry import Inputs, Kernel, Sizes
@@ -103,14 +103,20 @@ def cases(dry: bool) -> list[Case]:
 def check_case(case: Case, device: torch.device) -> dict[str, Any]:
     """Its errors, their bounds and whether it holds; an operator that raises does not hold, and says why."""
     kernel = KERNELS[case.kernel]
-    inputs = kernel.inputs(case.sizes, case.dtype, _seeded(device))
+    inputs = kernel.inputs(case.sizes, case.dtype, seeded(device))
+    return check_run(ours(kernel, device), case, inputs)
+
+
+def check_run(run: Callable[..., Any], case: Case, inputs: Inputs) -> dict[str, Any]:
+    """`check_case` of whatever computes the case's kernel, on these inputs."""
+    kernel = KERNELS[case.kernel]
     if case.exact:
         expected = _truth(kernel, inputs)
     else:
         wide = {name: x.float() if _is_half(x) else x for name, x in inputs.items()}
         expected = list(_tuple(kernel.twin(**wide)))
     try:
-        return _compare(kernel, case.sizes, case.dtype, _ours(kernel, device)(**inputs), expected)
+        return _compare(kernel, case.sizes, case.dtype, run(**inputs), expected)
     except Exception as error:  # the compiler's and the driver's have no base class of their own
         about = {"kernel": case.kernel, "sizes": dict(case.sizes), "dtype": str(case.dtype).removeprefix("torch.")}
         return {**about, "raised": f"{type(error).__name__}: {_line(error)}", "holds": False}
@@ -121,32 +127,45 @@ def time_kernels(device: torch.device, dry: bool, top: Mapping[str, float]) -> I
     for kernel in KERNELS.values():
         for case, sizes in [("odd", ODD[kernel.name][0])] if dry else kernel.sizes.items():
             dtype = kernel.dtypes[0]
-            inputs = kernel.inputs(sizes, dtype, _seeded(device))
-            run = _ours(kernel, device)
-            ours = measure(lambda run=run, inputs=inputs: run(**inputs), device, 3 if dry else 25)
-            rivals, failed = {}, {}
-            for name, call in rivals_of(kernel.name, inputs).items():
-                try:
-                    rivals[name] = dataclasses.asdict(measure(call, device, 3 if dry else 25))
-                except Exception as error:  # a backend that does not take this shape; xformers has classes of its own
-                    failed[name] = _line(error)
-            best = min(rivals, key=lambda name: rivals[name]["p50"])
-            seconds = ours.p50 / 1e3
+            inputs = kernel.inputs(sizes, dtype, seeded(device))
+            run = ours(kernel, device)
+            time = measure(lambda run=run, inputs=inputs: run(**inputs), device, 3 if dry else 25)
+            rivals = time_rivals(kernel.name, inputs, device, dry)
             yield {
                 "kernel": kernel.name,
                 "case": case,
                 "sizes": dict(sizes),
                 "dtype": str(dtype).removeprefix("torch."),
-                "ours_ms": dataclasses.asdict(ours),
-                "rivals_ms": rivals,
-                "rivals_that_refused": failed,
-                "best_rival": best,
-                "ratio": _short(rivals[best]["p50"] / ours.p50),
-                "bytes_per_second": _short(kernel.traffic(sizes, dtype) / seconds),
-                "share_of_bandwidth": _short(kernel.traffic(sizes, dtype) / seconds / top["bytes_per_second"]),
-                "flops_per_second": _short(kernel.flops(sizes) / seconds),
-                "share_of_products": _short(kernel.flops(sizes) / seconds / top["flops_per_second"]),
+                "ours_ms": dataclasses.asdict(time),
+                **rivals,
+                **rates(kernel, sizes, dtype, time, rivals, top),
             }
+
+
+def time_rivals(name: str, inputs: Inputs, device: torch.device, dry: bool) -> dict[str, Any]:
+    """Every rival's time, who refused and why, and the best one's name."""
+    rivals, failed = {}, {}
+    for rival, call in rivals_of(name, inputs).items():
+        try:
+            rivals[rival] = dataclasses.asdict(measure(call, device, 3 if dry else 25))
+        except Exception as error:  # a backend that does not take this shape; xformers has classes of its own
+            failed[rival] = _line(error)
+    best = min(rivals, key=lambda rival: rivals[rival]["p50"])
+    return {"rivals_ms": rivals, "rivals_that_refused": failed, "best_rival": best}
+
+
+def rates(
+    kernel: Kernel, sizes: Sizes, dtype: torch.dtype, time: Timing, rivals: Mapping[str, Any], top: Mapping[str, float]
+) -> dict[str, float]:
+    """How many times as fast as the best rival, and what share of the device's ceilings."""
+    seconds = time.p50 / 1e3
+    return {
+        "ratio": _short(rivals["rivals_ms"][rivals["best_rival"]]["p50"] / time.p50),
+        "bytes_per_second": _short(kernel.traffic(sizes, dtype) / seconds),
+        "share_of_bandwidth": _short(kernel.traffic(sizes, dtype) / seconds / top["bytes_per_second"]),
+        "flops_per_second": _short(kernel.flops(sizes) / seconds),
+        "share_of_products": _short(kernel.flops(sizes) / seconds / top["flops_per_second"]),
+    }
 
 
 def sweep_tiles(device: torch.device, dry: bool) -> Iterator[dict[str, Any]]:
@@ -154,12 +173,12 @@ def sweep_tiles(device: torch.device, dry: bool) -> Iterator[dict[str, Any]]:
     kernel, chosen = KERNELS["key_frame_attention"], key_frame_attention.tile
     tiles = [(128, 64, 4, 3), (128, 64, 8, 3), (128, 128, 8, 2), (64, 64, 4, 3), (128, 32, 4, 4), (64, 128, 4, 2)]
     for case, sizes in [("odd", ODD[kernel.name][0])] if dry else kernel.sizes.items():
-        inputs = kernel.inputs(sizes, torch.float16, _seeded(device))
+        inputs = kernel.inputs(sizes, torch.float16, seeded(device))
         for m, n, warps, stages in tiles[:1] if dry else tiles:
             block = {"M": m, "N": n, "warps": warps, "stages": stages}
             key_frame_attention.tile = lambda d, target, block=block: block
             try:
-                time = measure(lambda inputs=inputs: _ours(kernel, device)(**inputs), device, 3 if dry else 15)
+                time = measure(lambda inputs=inputs: ours(kernel, device)(**inputs), device, 3 if dry else 15)
                 result: dict[str, Any] = dataclasses.asdict(time)
             except Exception as error:  # too much shared memory: Triton raises classes of its own
                 result = {"refused": _line(error)}
@@ -301,12 +320,12 @@ def _sum_rivals(x: Tensor, y: Tensor, bias: Tensor) -> Calls:
     return {"two sums": two_sums}
 
 
-def _ours(kernel: Kernel, device: torch.device) -> Callable[..., Any]:
+def ours(kernel: Kernel, device: torch.device) -> Callable[..., Any]:
     """The Triton kernel itself, also where the operator would take something faster."""
     return kernel.launch if device.type == "cuda" else kernel.op
 
 
-def _seeded(device: torch.device) -> torch.Generator:
+def seeded(device: torch.device) -> torch.Generator:
     return torch.Generator(device).manual_seed(0)
 
 
