@@ -24,6 +24,7 @@ from typing import Any
 import torch
 import triton
 
+from posecrafter.bench.gpu.candidates.trial import try_candidates
 from posecrafter.bench.gpu.checks import check_kernels
 from posecrafter.bench.gpu.kernels import sweep_tiles, time_kernels
 from posecrafter.bench.gpu.parts import Bench, check_networks, compiled, frames, pipeline, steps, tuning
@@ -39,11 +40,12 @@ PARTS: dict[str, Callable[[Bench], Iterator[dict[str, Any]]]] = {
     "tuning": tuning,
     "compiled": compiled,
     "sweep": lambda bench: sweep_tiles(bench.device, bench.dry),
+    "candidates": try_candidates,
 }
 """In order of value. `check` comes before all of them, asked for or not."""
 
-ALONE = ("compiled", "sweep")
-"""Parts that compile for minutes: to be run on their own."""
+ALONE = ("compiled", "sweep", "candidates")
+"""Parts that compile for minutes or judge what nothing uses: to be run on their own."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -102,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="posecrafter.bench.gpu", description=(__doc__ or "").splitlines()[0])
     usual = [name for name in PARTS if name not in ALONE]
-    names = f"comma separated: check, {', '.join(PARTS)}; default all but {' and '.join(ALONE)}"
+    names = f"comma separated: check, {', '.join(PARTS)}; default all but {', '.join(ALONE)}"
     parser.add_argument("--parts", type=lambda text: text.split(","), default=usual, help=names)
     parser.add_argument("--minutes", type=float, default=8.0, help="no part begins after this time")
     parser.add_argument("--out", type=Path, help="folder of gpu.jsonl; default bench/results, dry out/gpu-records")
