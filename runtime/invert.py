@@ -33,7 +33,7 @@ def invert(
     The published inverse step takes eps(x, t) before it has arrived at t, where sampling will take it [C]. With more
     than one `plan.inversion_iterations` it is taken where the step arrives, so that sampling retraces the path [I]
     (fixed-point inversion; Pan et al. 2023, "Effective Real Image Editing with Accelerated Iterative Diffusion
-    Inversion").
+    Inversion"; here the first guess is extrapolated from the steps before and costs no evaluation).
     """
     conditions = network.conditions(prompt[None], (1.0,), pose_features, plan.control_scale)
     x = network.engine.upload(np.repeat(reference[None], frames, axis=0))

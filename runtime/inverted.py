@@ -25,8 +25,8 @@ _REMEMBERED = 8
 LIMIT = 64 * 2**20
 """Bytes that a folder of entries may hold; the longest unused go first."""
 
-_REVISION = 3
-"""Raised where the same inputs come to invert to other numbers; 3: OpenVINO in bf16 inverts in fp32, kept or not."""
+_REVISION = 4
+"""Raised where the same inputs come to invert to other numbers; 4: an iterated step's first guess is extrapolated."""
 
 _INPUTS = ("graphs/pose_encoder", "graphs/denoiser", "person/")
 

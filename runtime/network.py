@@ -55,19 +55,9 @@ class Network:
             up(np.array(control_scale, dtype=np.float32)),
         )
 
-    def step(self, x: Buffer, step: Step, conditions: Conditions, iterations: int = 1) -> Buffer:
-        """x <- a x + b eps(x, t), with eps = sum_b weight_b eps_b. x: [F, L, h, w] in the engine's memory.
-
-        iterations: more than one look for the fixed point y = a x + b eps(y, t) instead, each of them taking eps where
-        the one before arrived.
-        """
-        if iterations == 1:
-            return self._denoise(x, step, conditions)["x_next"]
-        start, a, b = self.engine.download(x), np.float32(step.a), np.float32(step.b)
-        y = self._denoise(x, step, conditions)["x_next"]
-        for _ in range(iterations - 1):
-            y = self.engine.upload(a * start + b * self.engine.download(self.predict(y, step, conditions)))
-        return y
+    def step(self, x: Buffer, step: Step, conditions: Conditions) -> Buffer:
+        """x <- a x + b eps(x, t), with eps = sum_b weight_b eps_b. x: [F, L, h, w] in the engine's memory."""
+        return self._denoise(x, step, conditions)["x_next"]
 
     def predict(self, x: Buffer, step: Step, conditions: Conditions) -> Buffer:
         """The eps(x, t) of that step, [F, L, h, w]."""

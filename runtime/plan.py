@@ -62,8 +62,8 @@ class Plan:
 
     reference: index of the training frame r; distance: its mean pose distance to the target (share of image size).
     poses: the M target poses on the bundle's canvas; reference_pose: q_r, one frame.
-    inversion_steps and sampling_steps: (t, a, b, c) of every solver step. inversion_iterations: evaluations of each
-    of the former. prompts: B of sampling; weights: [B].
+    inversion_steps and sampling_steps: (t, a, b, c) of every solver step. inversion_iterations: of each of the
+    former. prompts: B of sampling; weights: [B].
     motions: for each target frame, region -> Motion, moved as warp and keep_mean say. skips: the regions left alone.
     evaluations: frame evaluations of the network (a pass over F frames and B prompts counts F * B).
     memory: estimated peak bytes of a pass. warnings: one line each, with the cure.
@@ -159,7 +159,12 @@ def make_plan(request: Request, bundle: Bundle, engine: object = None) -> Plan:
         skips=skips,
         warp=request.warp,
         keep_mean=m.defaults.keep_mean if request.keep_mean is None else request.keep_mean,
-        evaluations=_evaluations(request.inversion, windows, steps * iterations, len(sampling_steps) * len(weights)),
+        evaluations=_evaluations(
+            request.inversion,
+            windows,
+            steps if iterations == 1 else steps * (iterations - 1) + 1,
+            len(sampling_steps) * len(weights),
+        ),
         memory=memory(max(len(window) for window in windows) + 1),
         warnings=tuple(_warnings(table, reference, poses, windows, skips)),
     )

@@ -42,8 +42,9 @@ class Request:
         as many as `steps` where those are given, else for the bundle's default.
     inversion: "reference" inverts one frame (all copies see the reference's pose), "target" inverts M + 1 frames, each
         seeing its own target pose (METHOD section 3.2). None starts from Gaussian noise, one draw for all frames.
-    inversion_iterations: evaluations of an inverse step, 1 to 16: 1 is the published one; each further one brings the
-        inversion nearer to the path that sampling takes back. None for the bundle's default.
+    inversion_iterations: of an inverse step, 1 to 16: 1 is the published one; each further one is an evaluation that
+        brings the inversion nearer to the path that sampling takes back. The first is then guessed from the steps
+        before, so that 2 cost as much as 1. None for the bundle's default.
     seed: of that noise; unused with inversion.
     reference: index of the training frame that is inverted and inserted; None for the one nearest to the whole target.
     edit: regions whose initial latents are moved with the pose (METHOD section 3.4). warp: how they are resampled.

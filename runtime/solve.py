@@ -28,19 +28,23 @@ def solve(
     iterations: int = 1,
 ) -> Buffer:
     """Take x through all steps, in the engine's memory. x: float32 [F, L, h, w] -> the same shape; frame 0 is the key
-    frame. iterations: evaluations of each step, see `Network.step`. What is returned may be overwritten by the next
-    `solve`.
+    frame. iterations: more than one look for the fixed point of each step, see `_retraced`. What is returned may be
+    overwritten by the next `solve`.
 
     Every step is looked at; with an engine that overlaps, while the next one runs, so that the device never waits.
     Raises: RequestError "cancelled"; EngineError "nan-latents" at the first step that leaves the finite numbers.
     """
     behind = 1 if isinstance(network.engine, Overlapping) else 0
     multistep, before = any(step.c for step in steps), None
+    noises: deque[Buffer] = deque(maxlen=2)
     queued: deque[tuple[int, Callable[[], Floats]]] = deque()
     for done, step in enumerate(steps, start=1):
         if cancel is not None and cancel():
             raise RequestError("cancelled", f"stopped before {stage} step {done} of {len(steps)}")
-        y = network.step(x, step, conditions, iterations)
+        if iterations > 1:
+            y = _retraced(network, x, step, conditions, iterations, noises)
+        else:
+            y = network.step(x, step, conditions)
         x, before = _extrapolate(network.engine, x, y, before, step) if multistep else (y, None)
         queued.append((done, _fetch(network.engine, x)))
         while len(queued) > (behind if done < len(steps) else 0):
@@ -48,6 +52,24 @@ def solve(
             _check(arrive(), stage, seen, steps)
             progress(stage, seen, len(steps))
     return x
+
+
+def _retraced(
+    network: Network, x: Buffer, step: Step, conditions: Conditions, iterations: int, noises: deque[Buffer]
+) -> Buffer:
+    """Look for the fixed point y = a x + b eps(y, t): a step that the opposite one leads back from.
+
+    The first guess costs nothing: it is on the line through the noises of the last two steps; at the first step it is
+    the network's at x. Each of the other iterations takes eps where the one before arrived. noises: of those two steps.
+    """
+    engine, last = network.engine, list(noises)
+    guess = {0: (), 1: (step.b,), 2: (-step.b, 2 * step.b)}[len(last)]
+    y = _combine(engine, (step.a, *guess), (x, *last)) if last else network.step(x, step, conditions)
+    for _ in range(iterations - 1):
+        eps = network.predict(y, step, conditions)
+        y = _combine(engine, (step.a, step.b), (x, eps))
+    noises.append(_combine(engine, (1.0,), (eps,)))  # the engine may write to eps again
+    return y
 
 
 def _extrapolate(engine: Engine, x: Buffer, y: Buffer, before: Buffer, step: Step) -> tuple[Buffer, Buffer]:

@@ -53,7 +53,7 @@ def inspect_command(
         "prompt": m.text.prompt,
         "training frames": f"{m.training_frames} at {m.fps:g} a second",
         "defaults": f"{_steps(m.defaults)}, guidance {m.defaults.guidance:g}, control {m.defaults.control_scale:g}",
-        "an inverse step takes": f"{m.defaults.inversion_iterations} evaluations",
+        "inversion": "as published" if m.defaults.inversion_iterations == 1 else "retraced by sampling",
         "editing": "keeps a frame's mean" if m.defaults.keep_mean else "as published",
         "pose style": m.pose_style,
         "engine auto takes": auto if isinstance(auto, str) else f"{auto}: {auto.told}",

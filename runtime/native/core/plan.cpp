@@ -133,8 +133,9 @@ std::uint64_t count_evaluations(const Plan& plan, int steps) {
     const std::uint64_t inverted = plan.inversion == Inversion::none     ? 0
                                    : plan.inversion == Inversion::target ? passes
                                                                          : 1;
-    const auto iterations = static_cast<std::uint64_t>(plan.inversion_iterations);
-    return std::uint64_t(steps) * iterations * inverted + plan.sampling_steps.size() * plan.weights.size() * passes;
+    const auto more = static_cast<std::uint64_t>(plan.inversion_iterations - 1);
+    const std::uint64_t inverse = more ? std::uint64_t(steps) * more + 1 : std::uint64_t(steps);
+    return inverse * inverted + plan.sampling_steps.size() * plan.weights.size() * passes;
 }
 
 // The chosen training frame, or the nearest. A chosen one that shares no key point has no distance: refused too.

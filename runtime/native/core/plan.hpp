@@ -34,7 +34,7 @@ struct Plan {
     std::vector<Window> windows;
     Inversion inversion = Inversion::reference;
     std::vector<Step> inversion_steps, sampling_steps;
-    int inversion_iterations = 1;  // evaluations of each inverse step
+    int inversion_iterations = 1;  // of each inverse step
     std::vector<float> weights;
     double control_scale = 1;
     std::vector<Motions> motions;  // of each target frame

@@ -38,7 +38,7 @@ struct Request {
     std::optional<int> sampling_steps;  // not given: as many as steps, where those are
     std::optional<double> guidance, control_scale;
     Inversion inversion = Inversion::reference;
-    std::optional<int> inversion_iterations;  // evaluations of an inverse step
+    std::optional<int> inversion_iterations;  // of an inverse step
     std::uint64_t seed = 0;
     std::vector<Region> edit{regions.begin(), regions.end()};
     Warp warp = Warp::nearest;

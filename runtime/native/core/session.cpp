@@ -34,6 +34,16 @@ void extrapolate(std::vector<float>& x, const std::vector<float>& y, std::vector
     }
 }
 
+// y <- a x + b eps, eps on the line through those of two steps before it where there are two. In Python's order of
+// sums.
+void guess(const std::vector<float>& x, const std::vector<float>& last, const std::vector<float>& older,
+           const Step& step, std::vector<float>& y) {
+    const auto a = static_cast<float>(step.a), b = static_cast<float>(older.empty() ? step.b : 2 * step.b);
+    const auto c = static_cast<float>(-step.b);
+    for (std::size_t i = 0; i < x.size(); ++i)
+        y[i] = older.empty() ? a * x[i] + b * last[i] : a * x[i] + c * older[i] + b * last[i];
+}
+
 }  // namespace
 
 Session::Session(const std::filesystem::path& folder, const EngineOptions& options)
@@ -183,7 +193,8 @@ Tensor Session::denoise(const Tensor& x, const Step& step, const Pass& pass, con
 }
 
 // The one loop: x <- a x + b eps(x, t), with eps = sum_b weight_b eps_b, in place. x: [F, L, h, w]. More than one
-// iteration look for the fixed point y = a x + b eps(y, t) instead. Steps with a c add c times what eps changed by.
+// iteration look for the fixed point y = a x + b eps(y, t) instead, from a first guess on the line through the noises
+// of the last two steps. Steps with a c add c times what eps changed by.
 void Session::solve(std::vector<float>& x, int frames, const std::vector<Step>& steps, int iterations, const Pass& pass,
                     const char* stage, const Progress& progress) {
     const int total = static_cast<int>(steps.size());
@@ -194,16 +205,22 @@ void Session::solve(std::vector<float>& x, int frames, const std::vector<Step>& 
     Tensor state = uploaded(x);
     const bool multistep = std::any_of(steps.begin(), steps.end(), [](const Step& step) { return step.c != 0; });
     std::vector<float> next(iterations > 1 || multistep ? x.size() : 0), before(multistep ? x.size() : 0);
+    std::vector<float> eps, last, older;  // of this step and the two before it
     tell(progress, stage, 0, total);
     for (int done = 1; const Step& step : steps) {
-        state = denoise(state, step, pass, "x_next");
-        for (int i = 1; i < iterations; ++i) {
-            engine_.download(denoise(state, step, pass, "eps"), next.data(), next.size());
-            const auto a = static_cast<float>(step.a), b = static_cast<float>(step.b);
-            std::transform(x.begin(), x.end(), next.begin(), next.begin(),
-                           [a, b](float start, float eps) { return a * start + b * eps; });
+        if (iterations == 1 || last.empty()) {
+            state = denoise(state, step, pass, "x_next");
+        } else {
+            guess(x, last, older, step, next);
             state = uploaded(next);
         }
+        for (int i = 1; i < iterations; ++i) {
+            eps.resize(x.size());
+            engine_.download(denoise(state, step, pass, "eps"), eps.data(), eps.size());
+            guess(x, eps, {}, step, next);
+            state = uploaded(next);
+        }
+        if (iterations > 1) std::swap(older, last), std::swap(last, eps);
         if (multistep) {
             engine_.download(state, next.data(), next.size());
             extrapolate(x, next, before, step);

@@ -214,7 +214,7 @@ typedef struct pc_request {
     int (*preview)(void* user, int32_t first, int32_t count, const uint8_t* frames);
     void* user; /* handed to both */
 
-    int32_t inversion_iterations; /* evaluations of an inverse step, 1..16, or PC_DEFAULT; 1 is the published one, each
+    int32_t inversion_iterations; /* of an inverse step, 1..16, or PC_DEFAULT; 1 is the published one, each
                                      further one brings the inversion nearer to the path that sampling takes back */
     int32_t keep_mean;            /* 1, 0 or PC_DEFAULT: whether a frame's latents keep their mean, and with it the
                                      picture its colours, where regions are moved; 0 is the published editing */
