@@ -237,7 +237,7 @@ def test_targets_at_the_edges_of_what_can_be_planned_give_the_same_plans_and_lat
     other = native.render(bundle, tmp_path / "poses.json", tmp_path / "native", "fake", **in_words(options))
     session = Session(Bundle.open(bundle), Arithmetic())
     result, latents = latents_of(session, Request(poses=track, **options))
-    assert_same_plan(result.plan, other["plan"])
+    assert_same_plan(result.plan, other["plan"], one_engine=True)
     assert len({skip.reason for skip in result.plan.skips}) > 4
     np.testing.assert_allclose(other["latents"], latents, atol=1e-4, rtol=0)
     assert np.abs(other["frames"].astype(int) - result.frames).max() <= 1
