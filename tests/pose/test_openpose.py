@@ -169,10 +169,14 @@ def test_frames_in_fractions_beside_frames_in_pixels_are_refused(tmp_path: Path,
     assert read_poses(written(tmp_path, said)).xy[1].max() <= 1
 
 
-def test_a_lone_point_in_the_corner_of_a_file_in_pixels_is_no_fraction(tmp_path: Path) -> None:
-    corner = {"pose_keypoints_2d": [0.5, 1.5, 1.0] + [0.0] * 51}
-    track = read_poses(written(tmp_path, [frame(person(scale=90)), frame(corner)]))
-    assert track.xy[1, 0].tolist() == [0.5, 1.5]
+def test_two_points_in_the_corner_of_a_file_in_pixels_are_no_fractions_but_three_are(tmp_path: Path) -> None:
+    def corner(points: int) -> dict[str, Any]:
+        return frame({"pose_keypoints_2d": [0.5, 1.5, 1.0] * points + [0.0] * 3 * (18 - points)})
+
+    for points in (1, 2):
+        track = read_poses(written(tmp_path, [frame(person(scale=90)), corner(points)]))
+        assert track.xy[1, 0].tolist() == [0.5, 1.5]
+    assert "frame 1" in refusal(tmp_path, [frame(person(scale=90)), corner(3)])
 
 
 def test_a_folder_of_frames_with_a_list_among_them_is_refused_by_both_names(tmp_path: Path) -> None:
