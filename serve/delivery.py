@@ -22,7 +22,8 @@ _POLL = 0.2
 
 
 class Delivery:
-    """One job and its answer. `write` is the encoder's door; everything else runs on the event loop."""
+    """One job and its answer: what the job calls and the encoder writes to on the session's thread, and `answer` on the
+    event loop."""
 
     def __init__(self, request: Request, person: str | None) -> None:
         self.job = Job(request, person, self._output, self._tell)

@@ -209,10 +209,13 @@ def _shown_in(path: Path | None) -> Preview:
 
 def _check_out(out: Path, fps: float | None) -> None:
     """Before anything is rendered: can the result be written, and is nothing else in its way?"""
+    from posecrafter.pose.openpose import RATES
+
     if out.suffix not in ("", ".mp4"):
         raise RequestError("out-kind", f"cannot write {out.suffix} files; give a name ending in .mp4, or a folder")
-    if fps is not None and not 1 <= fps <= 1000:
-        raise RequestError("fps-range", f"--fps is {fps:g}; it must be between 1 and 1000")
+    low, high = RATES
+    if fps is not None and not low <= fps <= high:
+        raise RequestError("fps-range", f"--fps is {fps:g}; it must be between {low} and {high}")
     above = next(parent for parent in out.absolute().parents if parent.exists())
     if not above.is_dir():
         raise RequestError("out-exists", f"{above} is a file, so {out} cannot be written; choose another --out")
