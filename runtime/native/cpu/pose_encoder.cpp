@@ -1,4 +1,5 @@
 // Pose maps to ControlNet's features: convolutions, every second one halving.
+#include <algorithm>
 #include <utility>
 
 #include "graphs.hpp"
@@ -19,17 +20,34 @@ class PoseEncoder : public Graph {
     std::vector<Made> run(Machine& machine, const std::vector<Given>& given) override {
         check_sizes("control_images", given[0], {0, 3, 0, 0});
         check_cells({given[0].sizes[0], given[0].sizes[2], given[0].sizes[3]});
-        const Images maps = from_planar(machine, given[0]);
-        Images x = convolutions_[0].run(machine, maps);
-        for (std::size_t index = 1; index < convolutions_.size(); ++index)
-            x = convolutions_[index].run(machine, x, {nullptr, true});
+        const std::vector<int>& sizes = given[0].sizes;
+        const int count = sizes[0], pixels = sizes[2] * sizes[3], together = std::max(1, kPixels / pixels);
         std::vector<Made> outputs;
-        outputs.push_back(made(machine, "pose_features", {x.count, x.channels, x.high, x.wide}));
-        machine.share(1, [&](int) { to_planar(x.data(), x.count, x.cells(), x.channels, outputs[0].data.get()); });
+        for (int first = 0; first < count; first += together) {
+            const int some = std::min(together, count - first);
+            const float* maps = given[0].floats() + (machine.counting ? 0 : std::size_t(3) * first * pixels);
+            const Images x = encode(machine, {{some, 3, sizes[2], sizes[3]}, maps, false});
+            if (outputs.empty())
+                outputs.push_back(made(machine, "pose_features", {count, x.channels, x.high, x.wide}));
+            machine.share(some, [&](int image) {
+                float* features = outputs[0].data.get() + std::size_t(first + image) * x.cells() * x.channels;
+                to_planar(x.image(image), 1, x.cells(), x.channels, features);
+            });
+        }
         return outputs;
     }
 
   private:
+    /* So many at a time that what one convolution hands the next is a few MiB: frames know nothing of each other. */
+    static constexpr int kPixels = 1 << 16;
+
+    Images encode(Machine& machine, const Given& maps) const {
+        Images x = convolutions_[0].run(machine, from_planar(machine, maps));
+        for (std::size_t index = 1; index < convolutions_.size(); ++index)
+            x = convolutions_[index].run(machine, x, {nullptr, true});
+        return x;
+    }
+
     std::vector<Convolution3x3> convolutions_;
 };
 
