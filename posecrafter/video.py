@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Generator, Iterable
 from contextlib import closing
@@ -17,6 +18,9 @@ from numpy.typing import NDArray
 
 from posecrafter.errors import VideoError
 from posecrafter.files import atomic_write
+
+LAST_FRAME = 0.2
+"""How much of a video its last frame may last, where frames come as they like."""
 
 
 @dataclass(frozen=True)
@@ -119,13 +123,13 @@ def _rate(path: Path) -> float:
 
 def _pictures(path: Path) -> Generator[av.VideoFrame, None, None]:
     """Every frame in order, all of one size; a video that has lost frames is refused at its end."""
-    count, size = 0, (0, 0)
+    count, size, last = 0, (0, 0), 0.0
     try:
         with av.open(str(path)) as container:
             if not container.streams.video:
                 raise VideoError("video-empty", f"{path} has no video stream")
             stream = container.streams.video[0]
-            expected = stream.frames or 0
+            expected, ends, rate = stream.frames or 0, _told_end(stream), stream.average_rate or 25
             for picture in container.decode(stream):
                 if count and (picture.width, picture.height) != size:
                     raise VideoError(
@@ -133,7 +137,7 @@ def _pictures(path: Path) -> Generator[av.VideoFrame, None, None]:
                         f"{path}: frame {count} is {picture.width}x{picture.height} and frame 0 is "
                         f"{size[0]}x{size[1]}; re-encode it at one size",
                     )
-                count, size = count + 1, (picture.width, picture.height)
+                count, size, last = count + 1, (picture.width, picture.height), picture.time or 0.0
                 yield picture
     except av.FFmpegError as error:
         if count:
@@ -148,6 +152,17 @@ def _pictures(path: Path) -> Generator[av.VideoFrame, None, None]:
             "video-truncated",
             f"{path} announces {expected} frames and only {count} can be decoded; copy or download it again",
         )
+    if ends - last > max(LAST_FRAME * ends, 2 / rate):
+        raise VideoError(
+            "video-truncated",
+            f"{path} announces {ends:.1f} seconds and its last frame begins at {last:.1f}; copy or download it again",
+        )
+
+
+def _told_end(stream: av.VideoStream) -> float:
+    """Seconds at which the last frame ends, as Matroska and WebM tell it, which count no frames; 0 where untold."""
+    match = re.fullmatch(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)", stream.metadata.get("DURATION", ""))
+    return 0.0 if match is None else 3600 * int(match[1]) + 60 * int(match[2]) + float(match[3])
 
 
 def write_video(path: Path | str, frames: Iterable[NDArray[np.uint8]], fps: float) -> None:

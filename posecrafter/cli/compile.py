@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from posecrafter.cli.interrupt import interrupt
+from posecrafter.cli.size import parse_size
 from posecrafter.errors import RequestError
 
 if TYPE_CHECKING:
@@ -43,7 +44,6 @@ def compile_command(
 ) -> None:
     """Build a bundle's graphs for one engine. What is up to date is left alone; Ctrl-C leaves the bundle as it was."""
     from posecrafter.cli.bars import bars
-    from posecrafter.cli.poses import parse_size
     from posecrafter.export.compile import check_bundle, compile_bundle
     from posecrafter.export.options import CompileOptions
 

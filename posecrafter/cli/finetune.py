@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from posecrafter.cli.interrupt import interrupt
+from posecrafter.cli.size import parse_size
 from posecrafter.errors import RequestError
 
 if TYPE_CHECKING:
@@ -162,10 +163,8 @@ def _inside(track: PoseTrack) -> NDArray[np.bool_]:
 def _size(text: str | None) -> dict[str, int | None]:
     if text is None:
         return {"width": None, "height": None}
-    match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text)
-    if match is None:
-        raise RequestError("size-format", f"--size is {text!r}; write WIDTHxHEIGHT, as in 512x512")
-    return {"width": int(match[1]), "height": int(match[2])}
+    width, height = parse_size("--size", text)
+    return {"width": width, "height": height}
 
 
 def _choice(option: str, value: str | None, allowed: tuple[str, ...]) -> str | None:

@@ -113,18 +113,40 @@ def test_a_truncated_video_is_refused_or_unreadable(clip: Path, tmp_path: Path) 
 
 
 def test_a_video_that_breaks_off_in_its_frames_is_truncated(tmp_path: Path) -> None:
-    noise = np.random.default_rng(0).integers(0, 255, (12, 48, 64, 3)).astype(np.uint8)
     path = tmp_path / "fast.mp4"
-    with av.open(str(path), "w", options={"movflags": "faststart"}) as container:
-        stream = container.add_stream("libx264", rate=25)
-        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
-        for image in noise:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
-        container.mux(stream.encode())
+    write_noise(path, 12, 25, options={"movflags": "faststart"})
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * 0.6)])
     message = refuse(path, "video-truncated")
     assert "12 frames" in message or "breaks off" in message
+
+
+@pytest.mark.parametrize(("suffix", "codec"), [("mkv", "libx264"), ("webm", "libvpx")])
+def test_a_video_that_counts_no_frames_and_ends_too_early_is_truncated(tmp_path: Path, suffix: str, codec: str) -> None:
+    path = tmp_path / f"noise.{suffix}"
+    write_noise(path, 50, 25, codec)
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * 0.6)])
+    assert "announces 2.0 seconds" in refuse(path, "video-truncated")
+
+
+@pytest.mark.parametrize("count", [1, 2, 30])
+@pytest.mark.parametrize("rate", [1, 25])
+def test_a_whole_video_that_counts_no_frames_is_read(tmp_path: Path, count: int, rate: int) -> None:
+    write_noise(tmp_path / "noise.mkv", count, rate)
+    assert len(read_video(tmp_path / "noise.mkv")) == count
+
+
+def write_noise(
+    path: Path, count: int, rate: int, codec: str = "libx264", options: dict[str, str] | None = None
+) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (count, 48, 64, 3)).astype(np.uint8)
+    with av.open(str(path), "w", options=options or {}) as container:
+        stream = container.add_stream(codec, rate=rate)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for image in noise:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode())
 
 
 def test_frames_of_changing_size_are_refused(tmp_path: Path) -> None:

@@ -8,11 +8,10 @@ from posecrafter.cli.poses.compare import compare_command
 from posecrafter.cli.poses.draw import draw
 from posecrafter.cli.poses.edit import edit_command, operations_command
 from posecrafter.cli.poses.extract import extract, setup
-from posecrafter.cli.poses.options import parse_size
 from posecrafter.cli.poses.retarget import retarget_command
 from posecrafter.cli.poses.smooth import smooth_command
 
-__all__ = ["app", "parse_size"]
+__all__ = ["app"]
 
 app = typer.Typer(
     name="poses",

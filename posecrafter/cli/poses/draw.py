@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from posecrafter.cli.poses.options import AsJson, Canvas, Poses, parse_size, read, report
+from posecrafter.cli.poses.options import AsJson, Canvas, Poses, read, report
+from posecrafter.cli.size import parse_size
 from posecrafter.errors import RequestError
 
 if TYPE_CHECKING:

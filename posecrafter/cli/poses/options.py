@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from posecrafter.cli.size import parse_size
 from posecrafter.errors import RequestError
 
 if TYPE_CHECKING:
@@ -17,14 +18,6 @@ Poses = Annotated[Path, typer.Argument(help="OpenPose JSON, or a folder of OpenP
 OutJson = Annotated[Path, typer.Option("--out", help="OpenPose JSON to write.")]
 Canvas = Annotated[str | None, typer.Option("--canvas", help="Canvas of a pose file that names none, as WIDTHxHEIGHT.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
-
-
-def parse_size(option: str, text: str) -> tuple[int, int]:
-    """ "512x320" -> (512, 320). Raises RequestError size-syntax."""
-    width, cross, height = text.lower().partition("x")
-    if not (cross and width.isdecimal() and height.isdecimal() and int(width) and int(height)):
-        raise RequestError("size-syntax", f"{option} {text} is not a size; write WIDTHxHEIGHT, for example 512x512")
-    return int(width), int(height)
 
 
 def read(path: Path, canvas: str | None) -> PoseTrack:

@@ -27,8 +27,7 @@ class PoseEncoder : public Graph {
             const int some = std::min(together, count - first);
             const float* maps = given[0].floats() + (machine.counting ? 0 : std::size_t(3) * first * pixels);
             const Images x = encode(machine, {{some, 3, sizes[2], sizes[3]}, maps, false});
-            if (outputs.empty())
-                outputs.push_back(made(machine, "pose_features", {count, x.channels, x.high, x.wide}));
+            if (outputs.empty()) outputs.push_back(made(machine, "pose_features", {count, x.channels, x.high, x.wide}));
             machine.share(some, [&](int image) {
                 float* features = outputs[0].data.get() + std::size_t(first + image) * x.cells() * x.channels;
                 to_planar(x.image(image), 1, x.cells(), x.channels, features);

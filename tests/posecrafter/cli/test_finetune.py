@@ -113,7 +113,7 @@ def test_poses_of_the_whole_video_are_cut_to_the_chosen_frames(words, tmp_path) 
 @pytest.mark.parametrize(
     ("more", "code", "says"),
     [
-        (["--size", "big"], "size-format", "WIDTHxHEIGHT"),
+        (["--size", "big"], "size-syntax", "WIDTHxHEIGHT"),
         (["--last", 99], "video-range", "0..9"),
         (["--steps", 0], "options-range", "steps"),
         (["--train", "some"], "options-range", "method"),

@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 import posecrafter.pose
-from posecrafter.cli.poses import app, parse_size
+from posecrafter.cli.poses import app
 from posecrafter.errors import PoseCrafterError
 from posecrafter.pose import PoseTrack, draw_poses, write_poses
 from posecrafter.video import read_video, write_video
@@ -120,13 +120,6 @@ def test_extract_writes_the_poses_and_reports_them(
 def test_extract_refuses_an_output_that_is_no_json_file_before_it_reads_the_video(tmp_path: Path, name: str) -> None:
     (tmp_path / "folder.json").mkdir()
     assert refusal("extract", tmp_path / "none.mp4", "--out", tmp_path / name) == "out-suffix"
-
-
-def test_a_size_is_width_x_height() -> None:
-    assert parse_size("--size", "512X320") == (512, 320)
-    for text in ("512", "x", "0x5", "-5x5", "5x5x5", "1.5x2"):
-        with pytest.raises(PoseCrafterError, match="--size"):
-            parse_size("--size", text)
 
 
 def test_retarget_takes_poses_a_run_or_a_bundle_and_says_what_it_did(
