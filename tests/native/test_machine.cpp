@@ -4,12 +4,18 @@
 #include <atomic>
 #include <chrono>
 #include <cmath>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <map>
 #include <new>
 #include <numeric>
 #include <stdexcept>
+#include <string>
 #include <thread>
 
 #include "check.hpp"
+#include "cores.hpp"
 #include "graphs.hpp"
 
 namespace {
@@ -198,6 +204,45 @@ void sizes_that_do_not_fit_are_refused() {
     CLAIM(!refused({1, 3, 8, 8}, false));
 }
 
+struct ControlGroup {
+    std::map<std::string, std::string> files;  // of a file system
+    int granted;
+};
+
+void a_control_groups_limit_is_told_in_whole_cores() {
+    const std::vector<ControlGroup> cases = {
+        {{}, 0},
+        {{{"proc/self/cgroup", "0::/\n"}, {"sys/fs/cgroup/cpu.max", "200000 100000\n"}}, 2},
+        {{{"proc/self/cgroup", "0::/\n"}, {"sys/fs/cgroup/cpu.max", "max 100000\n"}}, 0},
+        {{{"proc/self/cgroup", "0::/\n"}, {"sys/fs/cgroup/cpu.max", "10000 100000\n"}}, 1},
+        {{{"proc/self/cgroup", "0::/\n"}, {"sys/fs/cgroup/cpu.max", "what is this\n"}}, 0},
+        {{{"proc/self/cgroup", "0::/unseen/group\n"}, {"sys/fs/cgroup/cpu.max", "250000 100000\n"}}, 3},
+        {{{"proc/self/cgroup", "0::/pod/container\n"},
+          {"sys/fs/cgroup/pod/cpu.max", "200000 100000\n"},
+          {"sys/fs/cgroup/pod/container/cpu.max", "400000 100000\n"}},
+         2},
+        {{{"proc/self/cgroup", "9:cpuset:/b\n5:memory:/a\n4:cpu,cpuacct:/a\n0::/\n"},
+          {"sys/fs/cgroup/cpu/a/cpu.cfs_quota_us", "250000\n"},
+          {"sys/fs/cgroup/cpu/a/cpu.cfs_period_us", "100000\n"},
+          {"sys/fs/cgroup/cpu/b/cpu.cfs_quota_us", "100000\n"},
+          {"sys/fs/cgroup/cpu/b/cpu.cfs_period_us", "100000\n"},
+          {"sys/fs/cgroup/cpu/cpu.cfs_quota_us", "-1\n"},
+          {"sys/fs/cgroup/cpu/cpu.cfs_period_us", "100000\n"}},
+         3},
+    };
+    std::string root = (std::filesystem::temp_directory_path() / "cgroup-XXXXXX").string();
+    CLAIM(mkdtemp(root.data()) != nullptr);
+    for (const ControlGroup& one : cases) {
+        for (const auto& [name, text] : one.files) {
+            std::filesystem::create_directories(std::filesystem::path(root + "/" + name).parent_path());
+            std::ofstream(root + "/" + name) << text;
+        }
+        CLAIM(granted_cores(root) == one.granted);
+        std::filesystem::remove_all(root);
+    }
+    CLAIM(usable_cores() >= 1);
+}
+
 }  // namespace
 
 int main() {
@@ -208,6 +253,7 @@ int main() {
         what_a_task_throws_comes_out(threads);
     }
     blocks_are_used_again();
+    a_control_groups_limit_is_told_in_whole_cores();
     a_graphs_numbers_do_not_depend_on_its_threads();
     people_share_what_is_not_theirs();
     people_compute_with_their_own_weights();

@@ -1,12 +1,9 @@
 // The CPU engine of our own: a bundle's graphs as layers written for the purpose (../cpu). It opens no other library.
-#include <sched.h>
-
-#include <algorithm>
 #include <climits>
 #include <cstring>
 #include <optional>
-#include <thread>
 
+#include "../cpu/cores.hpp"
 #include "../cpu/estimate.hpp"
 #include "../cpu/graphs.hpp"
 #include "module.hpp"
@@ -62,13 +59,6 @@ struct Graph {
     std::vector<cpu::Made> made;  // by the last run
 };
 
-// Threads that may run at once, as the system lets this process have them.
-int cores() {
-    cpu_set_t allowed;
-    if (sched_getaffinity(0, sizeof allowed, &allowed) == 0) return CPU_COUNT(&allowed);
-    return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
-}
-
 Native::Native(const pc_engine_options& wanted) {
     if (wanted.device && std::strcmp(wanted.device, "cpu") != 0)
         throw Failure("engine-device", std::string("engine 'native' runs on the cpu, not on '") + wanted.device + "'");
@@ -77,7 +67,7 @@ Native::Native(const pc_engine_options& wanted) {
         throw Failure("engine-precision", "engine 'native' computes in fp32 or bf16, not in " + precision);
     if (precision == "bf16" && !cpu::kernels().pack_bf16)
         throw Failure("engine-precision", "this CPU has no bf16 arithmetic (AVX512-BF16); use --precision fp32");
-    machine.emplace(wanted.threads > 0 ? wanted.threads : cores(), precision == "bf16");
+    machine.emplace(wanted.threads > 0 ? wanted.threads : cpu::usable_cores(), precision == "bf16");
 }
 
 std::unique_ptr<Graph> Native::load(const std::string& stem) {
