@@ -64,7 +64,7 @@ typedef struct pc_session pc_session;
 
 typedef struct pc_options {
     uint32_t struct_size;
-    int32_t threads;            /* CPU threads; 0: the engine's default, one a core */
+    int32_t threads;            /* CPU threads; 0: the engine's default, native's is one a usable core */
     const char* engine;         /* "native", "onnxruntime", "openvino", "tensorrt", or the path of a module; NULL or
                                    "auto": the first that opens of native, where the processor has AVX2, the bundle has
                                    layers and neither a library nor another device is named, and of openvino and
