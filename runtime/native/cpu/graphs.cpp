@@ -1,5 +1,6 @@
 #include "graphs.hpp"
 
+#include <algorithm>
 #include <climits>
 
 namespace posecrafter::cpu {
@@ -51,6 +52,20 @@ void check_cells(std::initializer_list<int> sizes) {
     for (int size : sizes) cells *= size;
     if (cells > INT_MAX)
         throw LayersError("a pass is too large for the engine 'native'; render fewer frames at a time");
+}
+
+int together(const Machine& machine, int pixels) {
+    constexpr int kPixels = 1 << 16;  // measured: four frames of 128x128 take less time a frame than eight, or one
+    return std::max(machine.threads, kPixels / pixels);
+}
+
+Given part(const Machine& machine, const Given& planar, int first, int count) {
+    Given some = planar;
+    some.sizes[0] = count;
+    std::size_t image = 1;
+    for (std::size_t i = 1; i < some.sizes.size(); ++i) image *= static_cast<std::size_t>(some.sizes[i]);
+    if (!machine.counting) some.data = planar.floats() + static_cast<std::size_t>(first) * image;
+    return some;
 }
 
 Images from_planar(Machine& machine, const Given& planar) {

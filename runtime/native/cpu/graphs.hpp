@@ -55,6 +55,13 @@ void check_sizes(const std::string& name, const Given& given, const std::vector<
 /* Throws LayersError where the product of these sizes, a pass's cells, is more than an int counts. */
 void check_cells(std::initializer_list<int> sizes);
 
+/* How many images of so many pixels go together through a graph whose images know nothing of each other: few, so that
+ * what one layer hands the next stays near the cores, but one for each thread. */
+int together(const Machine& machine, int pixels);
+
+/* Images [first, first + count) of planar ones. */
+Given part(const Machine& machine, const Given& planar, int first, int count);
+
 /* Planar [count, channels, h, w] -> channels-last, and back. */
 Images from_planar(Machine& machine, const Given& planar);
 void to_planar(const float* images, int count, int cells, int channels, float* planar);

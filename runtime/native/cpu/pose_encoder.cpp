@@ -21,14 +21,12 @@ class PoseEncoder : public Graph {
         check_sizes("control_images", given[0], {0, 3, 0, 0});
         check_cells({given[0].sizes[0], given[0].sizes[2], given[0].sizes[3]});
         const std::vector<int>& sizes = given[0].sizes;
-        const int count = sizes[0], pixels = sizes[2] * sizes[3], together = std::max(1, kPixels / pixels);
+        const int count = sizes[0], most = together(machine, sizes[2] * sizes[3]);
         std::vector<Made> outputs;
-        for (int first = 0; first < count; first += together) {
-            const int some = std::min(together, count - first);
-            const float* maps = given[0].floats() + (machine.counting ? 0 : std::size_t(3) * first * pixels);
-            const Images x = encode(machine, {{some, 3, sizes[2], sizes[3]}, maps, false});
+        for (int first = 0; first < count; first += most) {
+            const Images x = encode(machine, part(machine, given[0], first, std::min(most, count - first)));
             if (outputs.empty()) outputs.push_back(made(machine, "pose_features", {count, x.channels, x.high, x.wide}));
-            machine.share(some, [&](int image) {
+            machine.share(x.count, [&](int image) {
                 float* features = outputs[0].data.get() + std::size_t(first + image) * x.cells() * x.channels;
                 to_planar(x.image(image), 1, x.cells(), x.channels, features);
             });
@@ -37,9 +35,6 @@ class PoseEncoder : public Graph {
     }
 
   private:
-    /* So many at a time that what one convolution hands the next is a few MiB: frames know nothing of each other. */
-    static constexpr int kPixels = 1 << 16;
-
     Images encode(Machine& machine, const Given& maps) const {
         Images x = convolutions_[0].run(machine, from_planar(machine, maps));
         for (std::size_t index = 1; index < convolutions_.size(); ++index)

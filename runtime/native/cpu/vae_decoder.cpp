@@ -97,7 +97,29 @@ class Decoder : public Graph {
             machine.arena.trim();
             sizes_ = given[0].sizes;
         }
-        Images x = from_planar(machine, given[0]);
+        const int count = given[0].sizes[0];
+        const int most = together(machine, given[0].sizes[2] * given[0].sizes[3] * grown * grown);
+        std::vector<Made> outputs;
+        for (int first = 0; first < count; first += most) {
+            const Images x = decode(machine, part(machine, given[0], first, std::min(most, count - first)));
+            if (outputs.empty()) outputs.push_back(made(machine, "frames", {count, x.high, x.wide, x.channels}));
+            const std::size_t image = x.size() / std::size_t(x.count);
+            machine.share(x.count, [&](int index) {
+                const float* from = x.image(index);
+                float* to = outputs[0].data.get() + std::size_t(first + index) * image;
+                for (std::size_t i = 0; i < image; ++i) to[i] = std::clamp((from[i] + 1) * 127.5f, 0.0f, 255.0f);
+            });
+        }
+        return outputs;
+    }
+
+  private:
+    struct Level {
+        std::vector<ResBlock> blocks;
+        std::optional<Convolution3x3> resize;
+    };
+    Images decode(Machine& machine, const Given& latents) const {
+        Images x = from_planar(machine, latents);
         machine.share(1, [&](int) {
             for (std::size_t i = 0; i < x.size(); ++i) x.data()[i] /= scaling_;
         });
@@ -110,21 +132,9 @@ class Decoder : public Graph {
             if (level.resize) x = level.resize->run(machine, x, {}, 2 * x.high, 2 * x.wide);
         }
         const Scaling scaling = norm_out_.scaling(machine, x, 1);
-        x = conv_out_.run(machine, x, {&scaling, true});
-        std::vector<Made> outputs;
-        outputs.push_back(made(machine, "frames", {x.count, x.high, x.wide, x.channels}));
-        machine.share(1, [&](int) {
-            for (std::size_t i = 0; i < x.size(); ++i)
-                outputs[0].data[i] = std::clamp((x.data()[i] + 1) * 127.5f, 0.0f, 255.0f);
-        });
-        return outputs;
+        return conv_out_.run(machine, x, {&scaling, true});
     }
 
-  private:
-    struct Level {
-        std::vector<ResBlock> blocks;
-        std::optional<Convolution3x3> resize;
-    };
     int channels_;
     float scaling_;
     std::optional<Linear> post_quant_;
