@@ -93,13 +93,13 @@ void convolution(const Kernels& k, int images, int side, int inputs, int outputs
                            .bias = bias.data(),
                            .add = nullptr,
                            .y = y.data()};
-    const int units = k.convolution_units(work, 1);
+    const Units units = k.convolution_units(work, 1);
     Numbers scratch(k.convolution_scratch(work, units));
     time(k, winograd ? "convolution winograd" : "convolution direct",
          std::to_string(images) + " x " + std::to_string(side) + "x" + std::to_string(side) + ", " +
              std::to_string(inputs) + " to " + std::to_string(outputs),
          18e-9 * static_cast<double>(cells) * inputs * outputs, [&] {
-             for (int unit = 0; unit < units; ++unit) k.convolve(work, unit, units, scratch.data());
+             for (int unit = 0; unit < units.count(); ++unit) k.convolve(work, unit, units, scratch.data());
          });
 }
 

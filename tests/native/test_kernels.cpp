@@ -181,15 +181,21 @@ void convolutions(const Layer& layer) {
         work.outputs = layer.outputs, work.stride = layer.stride, work.frames = 2, work.silu = layer.normed;
         work.weights = packed.data(), work.winograd = layer.winograd, work.bias = bias.data(), work.y = y.data();
         if (layer.normed) work.scale = scale.data(), work.shift = shift.data(), work.add = add.data();
-        const int units = kernels->convolution_units(work, 3);
-        for (int unit = 0; unit < units; ++unit) {
-            Values own(kernels->convolution_scratch(work, units));
-            kernels->convolve(work, unit, units, own.data());
+        Values first;
+        for (const int threads : {1, 3, 7, 40}) {
+            const Units units = kernels->convolution_units(work, threads);
+            std::fill(y.begin(), y.end(), kUntouched);
+            for (int unit = 0; unit < units.count(); ++unit) {
+                Values own(kernels->convolution_scratch(work, units));
+                kernels->convolve(work, unit, units, own.data());
+            }
+            same(std::string(kernels->name) + " convolve for " + std::to_string(threads) +
+                     sizes({layer.high, layer.wide, layer.inputs, layer.out_high, layer.out_wide, layer.outputs,
+                            layer.stride, layer.winograd, layer.normed}),
+                 y, truth);
+            if (first.empty()) first = y;
+            CLAIM(std::memcmp(first.data(), y.data(), y.size() * sizeof(float)) == 0);  // the same bits
         }
-        same(std::string(kernels->name) + " convolve" +
-                 sizes({layer.high, layer.wide, layer.inputs, layer.out_high, layer.out_wide, layer.outputs,
-                        layer.stride, layer.winograd, layer.normed}),
-             y, truth);
     }
 }
 

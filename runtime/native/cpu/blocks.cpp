@@ -16,19 +16,25 @@ std::size_t floats(int rows, int width) {
     return static_cast<std::size_t>(rows) * static_cast<std::size_t>(width);
 }
 
-/* Blocks that a clip's rows, or a key frame's, are shared out in; and the rows of one of several clips' blocks. */
-int blocks_of(int rows) {
-    return (rows + kBlock - 1) / kBlock;
-}
-
 struct Rows {
     int clip, first, count;  // first: of all clips' rows
 };
 
-Rows rows_of(int index, int clip_rows) {
-    const int clip = index / blocks_of(clip_rows), begin = index % blocks_of(clip_rows) * kBlock;
-    return {clip, clip * clip_rows + begin, std::min(kBlock, clip_rows - begin)};
-}
+/* How the rows of clips, all equally long, are shared out: in blocks of one clip's rows, whole tiles of attention. */
+struct Split {
+    Split(const Machine& machine, int clips, int rows)
+        : rows(rows),
+          block(machine.block_of(clips, rows, kBlock, 2 * machine.k.lanes)),
+          parts((rows + block - 1) / block),
+          blocks(clips * parts) {}
+
+    Rows at(int index) const {
+        const int clip = index / parts, begin = index % parts * block;
+        return {clip, clip * rows + begin, std::min(block, rows - begin)};
+    }
+
+    int rows, block, parts, blocks;
+};
 
 }  // namespace
 
@@ -125,8 +131,9 @@ TransformerBlock::Keys TransformerBlock::pack(Machine& machine, const float* row
 TransformerBlock::Keys TransformerBlock::key_frames(Machine& machine, const Images& x, Fold fold) const {
     const int cells = x.cells();
     const Block made = machine.arena.take(floats(fold.outer() * cells, 2 * width_));
-    machine.share(fold.outer() * blocks_of(cells), floats(kBlock, width_), [&](int index, float* normed) {
-        const Rows rows = rows_of(index, cells);
+    const Split split(machine, fold.outer(), cells);
+    machine.share(split.blocks, floats(kBlock, width_), [&](int index, float* normed) {
+        const Rows rows = split.at(index);
         const float* own = x.image(rows.clip * fold.frames) + floats(rows.first - rows.clip * cells, width_);
         norm1_.rows(machine, own, rows.count, normed);
         machine.k.multiply(of_key_.product(normed, made.data() + floats(rows.first, 2 * width_)), 0, rows.count);
@@ -157,8 +164,9 @@ void TransformerBlock::see_key_frame(Machine& machine, const Images& x, Fold fol
     const Keys keys = key_frames(machine, x, fold);
     const int width = width_, clip = fold.frames * x.cells();
     const std::size_t needed = floats(kBlock, 3 * width) + k.attend_scratch(keys.count, width / heads_);
-    machine.share(fold.outer() * blocks_of(clip), needed, [&](int index, float* normed) {
-        const Rows rows = rows_of(index, clip);
+    const Split split(machine, fold.outer(), clip);
+    machine.share(split.blocks, needed, [&](int index, float* normed) {
+        const Rows rows = split.at(index);
         float *queries = normed + floats(kBlock, width), *seen = queries + floats(kBlock, width);
         float *own = x.data() + floats(rows.first, width), *scratch = seen + floats(kBlock, width);
         norm1_.rows(machine, own, rows.count, normed);
@@ -176,10 +184,12 @@ void TransformerBlock::see_frames(Machine& machine, float* across, int cells, Fo
     const Kernels& k = machine.k;
     const int row = 3 * width_, places = k.lanes, parts = (cells + places - 1) / places, head = width_ / heads_;
     const std::ptrdiff_t frame = static_cast<std::ptrdiff_t>(cells) * row;
-    machine.share(fold.outer() * parts, k.temporal_scratch(fold.frames, head), [&](int index, float* scratch) {
-        float* q = across + index / parts * fold.frames * frame;
-        const int begin = index % parts * places, end = std::min(begin + places, cells);
-        const Attention attention{q, q + width_, q + 2 * width_, q, row, row, row, fold.frames, heads_, head};
+    const int tasks = fold.outer() * parts * heads_;
+    machine.share(tasks, k.temporal_scratch(fold.frames, head), [&](int index, float* scratch) {
+        const int part = index / heads_;
+        float* q = across + part / parts * fold.frames * frame + index % heads_ * head;
+        const int begin = part % parts * places, end = std::min(begin + places, cells);
+        const Attention attention{q, q + width_, q + 2 * width_, q, row, row, row, fold.frames, 1, head};
         k.attend_temporal(attention, frame, frame, begin, end, scratch);
     });
 }
@@ -193,8 +203,9 @@ Images TransformerBlock::see_text(Machine& machine, Images x, const float* acros
     const std::size_t needed = floats(kBlock, 4 * width + hidden) + k.attend_scratch(text.tokens, width / heads_);
     Images y = fold.split ? std::move(x) : machine.images(fold.prompts * fold.frames, x.high, x.wide, width);
     const float* from = fold.split ? y.data() : x.data();
-    machine.share(fold.outer() * blocks_of(clip), needed, [&](int index, float* own) {
-        const Rows rows = rows_of(index, clip);
+    const Split split(machine, fold.outer(), clip);
+    machine.share(split.blocks, needed, [&](int index, float* own) {
+        const Rows rows = split.at(index);
         float *normed = own + floats(kBlock, width), *q = normed + floats(kBlock, width);
         float *seen = q + floats(kBlock, width), *inner = seen + floats(kBlock, width);
         float* scratch = inner + floats(kBlock, hidden);
@@ -250,8 +261,9 @@ Images Transformer::run(Machine& machine, const Images& x, const Text& text, Fol
     const int width = x.channels, cells = x.cells();
     const Scaling scaling = norm_.scaling(machine, x, 1);
     Images y = machine.images(x.count, x.high, x.wide, proj_in_.outputs());
-    machine.share(x.count * blocks_of(cells), floats(kBlock, width), [&](int index, float* normed) {
-        const Rows rows = rows_of(index, cells);
+    const Split split(machine, x.count, cells);
+    machine.share(split.blocks, floats(kBlock, width), [&](int index, float* normed) {
+        const Rows rows = split.at(index);
         const std::size_t channels = floats(rows.clip, width);  // every image is a clip of its own here
         k.scale_shift(x.data() + floats(rows.first, width), rows.count, width, scaling.scale.data() + channels,
                       scaling.shift.data() + channels, normed);
@@ -265,8 +277,9 @@ Images Transformer::run(Machine& machine, const Images& x, const Text& text, Fol
     check_width(y.channels, proj_out_.inputs());
     Images out = machine.images(y.count, x.high, x.wide, width);
     const int clip = fold.frames * cells;
-    machine.share(fold.prompts * blocks_of(clip), [&](int index) {
-        const Rows rows = rows_of(index, clip);
+    const Split joined(machine, fold.prompts, clip);
+    machine.share(joined.blocks, [&](int index) {
+        const Rows rows = joined.at(index);
         const int source = outer == 1 ? rows.first - rows.clip * clip : rows.first;  // the prompts may share x
         Product product =
             proj_out_.product(y.data() + floats(rows.first, y.channels), out.data() + floats(rows.first, width));

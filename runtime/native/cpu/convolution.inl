@@ -86,25 +86,38 @@ static inline int row_cells(const Convolution& c) {
     return c.winograd ? 4 * row_tiles(c) + 2 : c.stride * (c.out_wide - 1) + 3;
 }
 
-/* So many that a unit's matrices stay in the second-level cache, where two tiles of products or more do; and each
- * thread gets as much as the others. */
-static int convolution_units(const Convolution& c, int threads) {
-    constexpr int kFloats = 160 * 1024;
+/* Groups of rows so many that a unit's matrices stay in the second-level cache, where two tiles of products or more do.
+ * Where there are few rows for each thread, as many groups of rows and of outputs as leave the last thread least to do:
+ * groups of outputs read their rows again, which is a fifth of the work. */
+static Units convolution_units(const Convolution& c, int threads) {
+    constexpr int kFloats = 160 * 1024, kFew = 4;
     const int tile = c.winograd ? kPoints * (whole(c.inputs) + c.outputs) : 9 * copied(c.inputs, false) + c.outputs;
     int tiles = kFloats / tile;
     tiles = tiles < 2 * kRows ? 2 * kRows : tiles > 96 ? 96 : tiles;
-    const int rows = convolution_rows(c), all = rows * row_tiles(c);
-    int units = (all + tiles - 1) / tiles;
-    units = (units + threads - 1) / threads * threads;
-    return units < rows ? units : rows;
+    const int rows = convolution_rows(c), all = rows * row_tiles(c), least = (all + tiles - 1) / tiles;
+    const int even = (least + threads - 1) / threads * threads;
+    Units best{even < rows ? even : rows, 1};
+    if (threads == 1 || rows > kFew * threads) return best;
+    const int panels = static_cast<int>(packed_size(1, c.outputs)) / kColumns;
+    const int most = panels < threads ? panels : threads;
+    float shortest = 0;
+    for (int columns = 1; columns <= most; ++columns)
+        for (int groups = least < rows ? least : rows; groups <= rows; ++groups) {
+            const int rounds = (groups * columns + threads - 1) / threads, own = (rows + groups - 1) / groups;
+            const float work = rounds * own * (0.2f + 0.8f * ((panels + columns - 1) / columns) / panels);
+            if (shortest == 0 || work < shortest) shortest = work, best = {groups, columns};
+        }
+    return best;
 }
 
-static inline int unit_rows(const Convolution& c, int units) {
-    return (convolution_rows(c) + units - 1) / units;
+static inline int unit_rows(const Convolution& c, const Units& units) {
+    return (convolution_rows(c) + units.rows - 1) / units.rows;
 }
 
-static std::size_t convolution_scratch(const Convolution& c, int units) {
-    const std::size_t channels = copied(c.inputs, c.winograd), columns = packed_size(1, c.outputs);
+static std::size_t convolution_scratch(const Convolution& c, const Units& units) {
+    const std::size_t channels = copied(c.inputs, c.winograd);
+    const std::size_t panels = packed_size(1, c.outputs) / kColumns;
+    const std::size_t columns = (panels + units.columns - 1) / units.columns * kColumns;
     const std::size_t tiles = static_cast<std::size_t>(unit_rows(c, units)) * row_tiles(c);
     const std::size_t band = (c.winograd ? 6 : 3) * static_cast<std::size_t>(row_cells(c)) * channels + 2 * kLanes;
     if (!c.winograd) return band + tiles * 9 * channels + kLanes;
@@ -201,14 +214,20 @@ static inline void put_output(const Convolution& c, std::size_t place, int chann
     put(c.y + place + channel, value, left);
 }
 
-/* Row `in` of each point's matrix, to the outputs whose first is (top, left) of the image. */
-static void points_to_tile(const Convolution& c, const float* in, std::size_t point, int image, int top, int left) {
+/* What a unit makes: rows [begin, end) of the outputs [first, last), whole panels but for the last. */
+struct Piece {
+    int begin, end, first, last;
+};
+
+/* Row `in` of each point's matrix, to the piece's outputs whose first cell is (top, left) of the image. */
+static void points_to_tile(const Convolution& c, const Piece& piece, const float* in, std::size_t point, int image,
+                           int top, int left) {
     const int high = c.out_high - top < 4 ? c.out_high - top : 4, wide = c.out_wide - left < 4 ? c.out_wide - left : 4;
-    for (int i = 0; i < c.outputs; i += kLanes) {
+    for (int i = piece.first; i < piece.last; i += kLanes, in += kLanes) {
         vec half[4][6];
         for (int x = 0; x < 6; ++x) {
             vec m[6], y[4];
-            for (int p = 0; p < 6; ++p) m[p] = load(in + (6 * p + x) * point + i);
+            for (int p = 0; p < 6; ++p) m[p] = load(in + (6 * p + x) * point);
             from_points(m, y);
             for (int p = 0; p < 4; ++p) half[p][x] = y[p];
         }
@@ -223,8 +242,9 @@ static void points_to_tile(const Convolution& c, const float* in, std::size_t po
     }
 }
 
-static void convolve_winograd(const Convolution& c, int begin, int end, float* scratch, int limit) {
-    const int channels = whole(c.inputs), columns = static_cast<int>(packed_size(1, c.outputs));
+static void convolve_winograd(const Convolution& c, const Piece& piece, float* scratch, int limit) {
+    const int begin = piece.begin, end = piece.end, channels = whole(c.inputs);
+    const int columns = static_cast<int>(packed_size(1, piece.last - piece.first));
     const int high = (c.out_high + 3) / 4, wide = row_tiles(c), tiles = (end - begin) * wide,
               row = row_cells(c) * channels;
     const std::size_t most = static_cast<std::size_t>(limit) * wide;
@@ -237,22 +257,24 @@ static void convolve_winograd(const Convolution& c, int begin, int end, float* s
                            in + (static_cast<std::size_t>(r - begin) * wide + x) * channels, point_in);
     }
     for (int p = 0; p < kPoints; ++p) {
-        const Product product{.a = in + p * point_in,
-                              .lda = channels,
-                              .b = c.weights + p * packed_size(channels, c.outputs),
-                              .c = out + p * point_out,
-                              .ldc = columns,
-                              .k = channels,
-                              .n = columns};
+        const Product product{
+            .a = in + p * point_in,
+            .lda = channels,
+            .b = c.weights + p * packed_size(channels, c.outputs) + piece.first * std::ptrdiff_t(channels),
+            .c = out + p * point_out,
+            .ldc = columns,
+            .k = channels,
+            .n = columns};
         multiply(product, 0, tiles);
     }
     for (int r = begin; r < end; ++r)
         for (int x = 0; x < wide; ++x)
-            points_to_tile(c, out + (static_cast<std::size_t>(r - begin) * wide + x) * columns, point_out, r / high,
-                           r % high * 4, 4 * x);
+            points_to_tile(c, piece, out + (static_cast<std::size_t>(r - begin) * wide + x) * columns, point_out,
+                           r / high, r % high * 4, 4 * x);
 }
 
-static void convolve_direct(const Convolution& c, int begin, int end, float* scratch) {
+static void convolve_direct(const Convolution& c, const Piece& piece, float* scratch) {
+    const int begin = piece.begin, end = piece.end;
     const int channels = copied(c.inputs, false), cells = row_cells(c), wide = c.out_wide;
     const int products = direct_products(c.inputs), rows = (end - begin) * wide, k = 9 / products * channels;
     float *band = scratch, *taps = band + static_cast<std::size_t>(3) * cells * channels + 2 * kLanes;
@@ -269,28 +291,32 @@ static void convolve_direct(const Convolution& c, int begin, int end, float* scr
                 for (int i = 0; i < beside * channels; i += kLanes) store(to + i, load(from + i));
             }
     }
-    const std::size_t first = static_cast<std::size_t>(begin) * wide * c.outputs;
+    const std::size_t first = static_cast<std::size_t>(begin) * wide * c.outputs + piece.first;
     for (int p = 0; p < products; ++p) {
         const float* add = p ? c.y + first : c.add ? c.add + first : nullptr;
         const Product product{.a = taps + p * tap,
                               .lda = k,
-                              .b = c.weights + p * packed_size(k, c.outputs),
-                              .bias = p ? nullptr : c.bias,
+                              .b = c.weights + p * packed_size(k, c.outputs) + piece.first * std::ptrdiff_t(k),
+                              .bias = p ? nullptr : c.bias + piece.first,
                               .add = add,
                               .c = c.y + first,
                               .ldc = c.outputs,
                               .k = k,
-                              .n = c.outputs};
+                              .n = piece.last - piece.first};
         multiply(product, 0, rows);
     }
 }
 
 /* One of the units that the work is shared out in. */
-static void convolve(const Convolution& c, int unit, int units, float* scratch) {
-    const std::ptrdiff_t rows = convolution_rows(c);
-    const int begin = static_cast<int>(rows * unit / units), end = static_cast<int>(rows * (unit + 1) / units);
+static void convolve(const Convolution& c, int unit, const Units& units, float* scratch) {
+    const std::ptrdiff_t rows = convolution_rows(c), panels = packed_size(1, c.outputs) / kColumns;
+    const int row = unit / units.columns, column = unit % units.columns;
+    const auto part = [](std::ptrdiff_t all, int index, int parts) { return static_cast<int>(all * index / parts); };
+    const int behind = part(panels, column + 1, units.columns) * kColumns;
+    const Piece piece{part(rows, row, units.rows), part(rows, row + 1, units.rows),
+                      part(panels, column, units.columns) * kColumns, behind < c.outputs ? behind : c.outputs};
     if (c.winograd)
-        convolve_winograd(c, begin, end, scratch, unit_rows(c, units));
+        convolve_winograd(c, piece, scratch, unit_rows(c, units));
     else
-        convolve_direct(c, begin, end, scratch);
+        convolve_direct(c, piece, scratch);
 }

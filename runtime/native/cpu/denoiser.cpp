@@ -273,15 +273,17 @@ class Denoiser : public Graph {
         const std::size_t count = each.size() / static_cast<std::size_t>(prompts);
         const Block mixed = machine.arena.take(count);
         Made next = made(machine, "x_next", x.sizes), eps = made(machine, "eps", x.sizes);
-        machine.share(1, [&](int) {
-            for (std::size_t i = 0; i < count; ++i) {
+        machine.share(frames, [&](int frame) {
+            const std::size_t own = count / static_cast<std::size_t>(frames),
+                              first = own * static_cast<std::size_t>(frame);
+            for (std::size_t i = first; i < first + own; ++i) {
                 float sum = 0;
                 for (int prompt = 0; prompt < prompts; ++prompt)
                     sum += weight[prompt] * each.data()[static_cast<std::size_t>(prompt) * count + i];
                 mixed.data()[i] = sum;
             }
-            to_planar(mixed.data(), frames, each.cells(), each.channels, eps.data.get());
-            for (std::size_t i = 0; i < count; ++i) next.data[i] = a * x.floats()[i] + b * eps.data[i];
+            to_planar(mixed.data() + first, 1, each.cells(), each.channels, eps.data.get() + first);
+            for (std::size_t i = first; i < first + own; ++i) next.data[i] = a * x.floats()[i] + b * eps.data[i];
         });
         std::vector<Made> outputs;
         outputs.push_back(std::move(next));

@@ -52,6 +52,13 @@ struct Convolution {
     float* y;
 };
 
+/* How a convolution is shared out: units are of one of `rows` groups of rows and of one of `columns` groups of outputs.
+ */
+struct Units {
+    int rows, columns;
+    int count() const { return rows * columns; }
+};
+
 struct Kernels {
     const char* name;
     int lanes;  // floats of a vector
@@ -76,10 +83,10 @@ struct Kernels {
     /* Outputs [begin, begin + count), a panel's two vectors or what is left: weight [count, inputs, 3, 3]. */
     void (*pack_convolution)(const float* weight, int begin, int count, int inputs, int outputs, bool winograd,
                              float* packed);
-    /* How many units the work is shared out in, what one needs, and one of them. */
-    int (*convolution_units)(const Convolution& convolution, int threads);
-    std::size_t (*convolution_scratch)(const Convolution& convolution, int units);
-    void (*convolve)(const Convolution& convolution, int unit, int units, float* scratch);
+    /* The units that the work is shared out in, what one needs, and one of them. */
+    Units (*convolution_units)(const Convolution& convolution, int threads);
+    std::size_t (*convolution_scratch)(const Convolution& convolution, const Units& units);
+    void (*convolve)(const Convolution& convolution, int unit, const Units& units, float* scratch);
 
     /* Rows of x [rows, width], to mean 0 and variance 1, times weight, plus bias -> out [rows, width]. */
     void (*layer_norm)(const float* x, int rows, int width, const float* weight, const float* bias, float eps,

@@ -82,6 +82,17 @@ Machine::Machine(int threads, bool bf16, bool counting)
       pool_(counting ? 1 : threads),
       scratch_(static_cast<std::size_t>(threads)) {}
 
+int Machine::block_of(int groups, int rows, int most, int tile) const {
+    constexpr int kApart = 6;  // what a block costs beside its rows, in rows: weights that are read again
+    int best = most, least = 0;
+    for (int block = most / tile * tile; block >= tile; block -= tile) {
+        const int blocks = groups * ((rows + block - 1) / block),
+                  work = (blocks + threads - 1) / threads * (block + kApart);
+        if (least == 0 || work < least) least = work, best = block;
+    }
+    return best;
+}
+
 Images Machine::images(int count, int high, int wide, int channels) {
     Images made{{}, count, high, wide, channels};
     made.block = arena.take(made.size());
@@ -276,8 +287,8 @@ Images Convolution3x3::run(Machine& machine, const Images& x, Reading reading, i
                            .bias = bias ? bias : weights_->bias.get(),
                            .add = add,
                            .y = y.data()};
-    const int units = machine.k.convolution_units(work, machine.threads);
-    machine.share(units, machine.k.convolution_scratch(work, units),
+    const Units units = machine.k.convolution_units(work, machine.threads);
+    machine.share(units.count(), machine.k.convolution_scratch(work, units),
                   [&](int unit, float* scratch) { machine.k.convolve(work, unit, units, scratch); });
     return y;
 }

@@ -55,9 +55,13 @@ class Machine {
         most_scratch_ = most_scratch_ < floats ? floats : most_scratch_;
         if (!counting) pool_.share(tasks, [&](int index, int thread) { body(index, scratch(thread, floats)); });
     }
-    /* body(first row, row behind the last) for rows 0..rows in blocks. */
+    /* In blocks of how many rows, at most `most` and whole tiles, to share out groups of rows: so many blocks that the
+     * thread with most to do has little more than the others. */
+    int block_of(int groups, int rows, int most, int tile) const;
+    /* body(first row, row behind the last) for rows 0..rows in blocks, at most `most` rows each. */
     template <class Body>
-    void by_rows(int rows, int block, const Body& body) {
+    void by_rows(int rows, int most, const Body& body) {
+        const int block = block_of(1, rows, most, kTile);
         share((rows + block - 1) / block, [&](int index) {
             const int begin = index * block;
             body(begin, begin + block < rows ? begin + block : rows);
@@ -68,6 +72,7 @@ class Machine {
     std::size_t scratches() const { return most_scratch_ * static_cast<std::size_t>(threads); }
 
   private:
+    static constexpr int kTile = 12;  // rows of products that are computed together, or twice as many
     struct Scratch {
         Floats data;
         std::size_t size = 0;
