@@ -1,4 +1,4 @@
-"""A session: one open bundle on one engine. Start reading here; `render` is the whole product.
+"""A session: one open bundle on one engine. Start reading here; `stream` is the whole product.
 
 with Session.open("bundle") as session:
     result = session.render(Request(poses=read_poses("target.json")))
@@ -40,6 +40,15 @@ from posecrafter.runtime.solve import solve
 Floats = NDArray[np.float32]
 Arguments = ParamSpec("Arguments")
 Returned = TypeVar("Returned")
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """What is left of a render whose frames are gone: `Result` without them."""
+
+    fps: float
+    plan: Plan
+    seconds: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -161,7 +170,6 @@ class Session:
         """What `render` would do; no network runs. Raises: RequestError, PoseError."""
         return make_plan(request, self.bundle, self.engine)
 
-    @_alone
     def render(
         self,
         request: Request,
@@ -169,7 +177,25 @@ class Session:
         cancel: Cancel | None = None,
         preview: Preview = unseen,
     ) -> Result:
-        """Render a request: METHOD section 3, window by window. preview: is given the frames while others are decoded.
+        """`stream` a request and keep the whole video. preview: is given the frames while others are decoded.
+
+        Raises: as `stream`.
+        """
+        frames = []
+
+        def keep(first: int, part: NDArray[np.uint8]) -> None:
+            frames.append(part)
+            preview(first, part)
+
+        rendered = self.stream(request, keep, progress, cancel)
+        return Result(np.concatenate(frames), rendered.fps, rendered.plan, rendered.seconds)
+
+    @_alone
+    def stream(
+        self, request: Request, preview: Preview, progress: Progress = silent, cancel: Cancel | None = None
+    ) -> Rendered:
+        """Render a request: METHOD section 3, window by window. Frames go to the preview alone, as they are decoded;
+        what it raises ends the work, and the session renders on afterwards.
 
         The pass of a window holds the reference at index 0, as the key frame, and the window's targets behind it.
         Raises: RequestError, PoseError, EngineError "nan-latents".
@@ -177,7 +203,6 @@ class Session:
         plan, clock, network = self.plan(request), _Clock(), self._network
         with clock("text"):
             prompt, text = self._text(request, plan)
-        frames = []
         for window in plan.windows:
             poses = PoseTrack.concatenate([plan.reference_pose, plan.poses[window.start : window.stop]])
             with clock("poses"):
@@ -192,8 +217,8 @@ class Session:
                 x = solve(network, x, plan.sampling_steps, conditions, "sample", progress, cancel)
             with clock("decode"):
                 latents = network.engine.download(x)[1:]
-                frames.append(decode(network, latents, request.decode_chunk, progress, cancel, preview, window.start))
-        return Result(np.concatenate(frames), self.fps(request), plan, clock.seconds)
+                decode(network, latents, request.decode_chunk, progress, cancel, preview, window.start)
+        return Rendered(self.fps(request), plan, clock.seconds)
 
     def forget(self) -> None:
         """Forget the inverted frames that are kept in memory."""

@@ -454,3 +454,25 @@ def test_a_result_moves_at_the_rate_of_its_poses(memory_bundle: Bundle, engine: 
     session, poses = Session(memory_bundle, engine(by_time)), target(2, memory_bundle)
     for fps, expected in ((50.0, 50.0), (None, memory_bundle.manifest.fps)):
         assert session.render(Request(poses=replace(poses, fps=fps), steps=1)).fps == expected
+
+
+def test_a_stream_gives_the_frames_of_a_render_and_keeps_none(memory_bundle: Bundle, engine: Engines) -> None:
+    session, request = Session(memory_bundle, engine(by_time)), Request(poses=target(7, memory_bundle), window=3)
+    whole, parts = session.render(request), []
+    rendered = session.stream(request, lambda first, frames: parts.append((first, frames)))
+    assert [first for first, _ in parts] == [0, 2, 5]
+    np.testing.assert_array_equal(np.concatenate([frames for _, frames in parts]), whole.frames)
+    assert (rendered.fps, rendered.plan.frames, set(rendered.seconds)) == (whole.fps, 7, set(whole.seconds))
+
+
+def test_who_takes_frames_may_raise_and_the_session_renders_on(memory_bundle: Bundle, engine: Engines) -> None:
+    session, request = Session(memory_bundle, engine(by_time)), Request(poses=target(4, memory_bundle), window=2)
+    expected = session.render(request).frames
+    for error in (ZeroDivisionError, KeyboardInterrupt, GeneratorExit):
+
+        def fail(first: int, frames: np.ndarray, error: type[BaseException] = error) -> None:
+            raise error
+
+        with pytest.raises(error):
+            session.stream(request, fail)
+        np.testing.assert_array_equal(session.render(request).frames, expected)
