@@ -185,7 +185,7 @@ class VideoEncoder:
     """H.264 MP4 frame by frame, nearly lossless (crf 12). Closing it writes the end.
 
     to: a file's path; or a sink, which gets a fragmented MP4 that can be played while it grows, each frame as soon as
-    the next one is there.
+    the next one is there, encoded by the caller's thread alone: x264's own would take cores from what makes the frames.
     """
 
     def __init__(self, to: str | Sink, fps: float) -> None:
@@ -193,7 +193,7 @@ class VideoEncoder:
         self._container = av.open(to, mode="w", format="mp4", options=flags)
         self._stream = self._container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
         self._stream.pix_fmt = "yuv420p"
-        tune = {"tune": "zerolatency"} if flags else {}
+        tune = {"tune": "zerolatency", "threads": "1"} if flags else {}
         self._stream.options = {"crf": "12", "preset": "medium", **tune}
         self._written = 0
 

@@ -250,7 +250,8 @@ def _memory(request: Request, bundle: Bundle, engine: object, prompts: int, fram
     m = bundle.manifest
     if isinstance(engine, Estimating):
         width, height, factor = m.defaults.width, m.defaults.height, m.latents.factor
-        return engine.memory(Pass(frames, prompts, request.decode_chunk, height, width, factor, m.text.tokens))
+        chunk = min(request.decode_chunk, frames)
+        return engine.memory(Pass(frames, prompts, chunk, height, width, factor, m.text.tokens))
     graphs = {name: entry for name, entry in m.files.items() if name.startswith("graphs/")}
     weights = sum(entry.bytes for name, entry in graphs.items() if not name.endswith(".layers"))
     cells = (m.defaults.width // m.latents.factor) * (m.defaults.height // m.latents.factor)

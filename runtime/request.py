@@ -133,7 +133,7 @@ def worded(
     inversion: "none" for None. edit: regions, comma separated, or "none". memory: in MiB.
     Raises: RequestError (see Request), "memory-budget".
     """
-    if memory is not None and not (math.isfinite(memory) and memory > 0):
+    if memory is not None and not (math.isfinite(memory * 2**20) and memory > 0):
         raise RequestError("memory-budget", f"memory is {memory:g}; give a number of MiB above 0")
     return Request(
         poses=poses,
