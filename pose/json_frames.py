@@ -39,6 +39,23 @@ def frames_of(path: Path) -> Iterator[Any]:
         raise PoseError("poses-json", f"{path} holds no frame; OpenPose JSON is a frame object or a list of them")
 
 
+def frames_in(file: TextIO, name: str, largest: int) -> Iterator[Any]:
+    """The parsed items of a list, or a single object, in a text that anybody may have sent: nothing is parsed but
+    objects of about `largest` characters at most. Raises PoseError poses-json, where `name` stands for the text."""
+    text, count = _Text(file, largest), 0
+    try:
+        for item in [text.take_object()] if text.peek() == "{" else _listed(text):
+            yield item
+            count += 1
+        if text.peek():
+            raise _Irregular("more follows")
+    except (ValueError, RecursionError) as error:
+        why = str(error) or f"no object of at most {largest >> 10} KiB"
+        raise PoseError(
+            "poses-json", f"{name}, frame {count}: {why}; OpenPose JSON is a frame object or a list of them"
+        ) from error
+
+
 def is_list(path: Path) -> bool:
     """Whether the file's JSON is a list, by its first character."""
     with path.open(encoding="utf-8-sig", errors="replace") as file:
@@ -48,8 +65,9 @@ def is_list(path: Path) -> bool:
 class _Text:
     """A text that is read as far as needed, and forgotten behind `at`."""
 
-    def __init__(self, file: TextIO) -> None:
-        self.file = file
+    def __init__(self, file: TextIO, largest: int | None = None) -> None:
+        """largest: characters of an object, give or take a chunk; None for any number."""
+        self.file, self.largest = file, largest
         self.text = ""
         self.at = 0
 
@@ -95,6 +113,8 @@ class _Text:
             else:
                 scanned = len(self.text)
             scanned -= self.at
+            if self.largest is not None and len(self.text) - self.at > self.largest:
+                raise _Irregular
             if not self.more():
                 raise _Irregular
 
@@ -102,13 +122,17 @@ class _Text:
 def _streamed(path: Path) -> Iterator[Any]:
     with path.open(encoding="utf-8-sig") as file:
         text = _Text(file)
-        text.take("[")
-        while True:
-            yield text.take_object()
-            if text.take(",]") == "]":
-                break
+        yield from _listed(text)
         if text.peek():
             raise _Irregular
+
+
+def _listed(text: _Text) -> Iterator[Any]:
+    text.take("[")
+    while True:
+        yield text.take_object()
+        if text.take(",]") == "]":
+            return
 
 
 def _whole(path: Path) -> Any:

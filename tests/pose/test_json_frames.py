@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import tracemalloc
 from pathlib import Path
@@ -63,3 +64,33 @@ def test_a_trailing_comma_is_named_as_one_with_the_place_where_it_stands(tmp_pat
     with pytest.raises(PoseError, match=rf"poses\.json, {place}.*comma") as caught:
         list(json_frames.frames_of(tmp_path / "poses.json"))
     assert caught.value.code == "poses-json"
+
+
+def test_a_text_from_anywhere_is_read_object_by_object() -> None:
+    items = [{"a": [1, {}]}, {"b": "}"}]
+    assert list(json_frames.frames_in(io.StringIO(json.dumps(items)), "it", 100)) == items
+    assert list(json_frames.frames_in(io.StringIO(' {"a": 1}\n'), "it", 100)) == [{"a": 1}]
+    for text, frame in (
+        ("[]", 0),
+        ("3", 0),
+        ("", 0),
+        ("[{},]", 1),
+        ("[{}, 3]", 1),
+        ("[{}]]", 1),
+        ("{} {}", 1),
+        ("[{", 0),
+    ):
+        with pytest.raises(PoseError) as refused:
+            list(json_frames.frames_in(io.StringIO(text), "it", 100))
+        assert refused.value.code == "poses-json"
+        assert refused.value.message.startswith(f"it, frame {frame}: ")
+
+
+def test_an_object_beyond_the_limit_is_not_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json_frames, "CHUNK", 10)
+    text = json.dumps([{"a": [0] * 20}, {"a": [0] * 1000}])
+    frames = json_frames.frames_in(io.StringIO(text), "it", 100)
+    assert next(frames) == {"a": [0] * 20}
+    with pytest.raises(PoseError):
+        next(frames)
+    assert list(json_frames.frames_in(io.StringIO(text), "it", 10_000)) == json.loads(text)
