@@ -3,115 +3,114 @@
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import io
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, suppress
 from typing import Annotated, Any
 
 import fastapi
 from fastapi import FastAPI, Query
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-from pydantic import BaseModel, ConfigDict
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from posecrafter import __version__
 from posecrafter.errors import BundleError, PoseCrafterError, PoseError, RequestError
 from posecrafter.pose import PoseTrack, parse_frames
+from posecrafter.pose.json_frames import frames_in
 from posecrafter.runtime.person import people_of
 from posecrafter.runtime.request import worded
 from posecrafter.serve.delivery import Delivery
+from posecrafter.serve.described import DOCS, Health, Told, Words, refusals, video
 from posecrafter.serve.service import Service
 
-LARGEST_BODY = 256 * 2**20
+LARGEST_BODY = 64 * 2**20
 """Bytes of pose JSON; a frame with face and hands has some 5,000."""
-_STATUS = {"queue-full": 503, "closing": 503, "body-size": 413, "pack-missing": 404}
-"""What a code's class does not tell."""
-_DESCRIBED: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {"application/json": {"schema": {"type": "array", "items": {"type": "object"}}}},
-    },
-    "responses": {"200": {"content": {"video/mp4": {}}}},
+LARGEST_FRAME = 2**20
+"""Characters of one frame's JSON: what parsing it takes is ten times that."""
+BODY_SECONDS = 60.0
+"""A client that has not sent its poses by then holds a place in the queue for nothing."""
+HEARD_OUT = 2.0
+"""Seconds."""
+_STATUS = {
+    "queue-full": 503,
+    "closing": 503,
+    "body-size": 413,
+    "frames-limit": 413,
+    "body-encoding": 415,
+    "body-slow": 408,
+    "pack-missing": 404,
 }
-"""For /docs: what FastAPI cannot see in a body that is read as it comes."""
+"""What a code's class does not tell."""
 
 
-class Words(BaseModel):
-    """The query: the options of `posecrafter generate`, by the same names and in the same units."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    person: str | None = None
-    prompt: str | None = None
-    negative_prompt: str | None = None
-    steps: int | None = None
-    sampling_steps: int | None = None
-    guidance: float | None = None
-    control_scale: float | None = None
-    inversion: str = "reference"
-    inversion_iterations: int | None = None
-    seed: int = 0
-    reference: int | None = None
-    edit: str = "face,left_hand,right_hand"
-    warp: str = "nearest"
-    keep_mean: bool | None = None
-    window: int | None = None
-    decode_chunk: int = 8
-    memory: float | None = None
-
-
-def make_app(service: Service) -> FastAPI:
-    """The application, which closes the service when it ends."""
+def make_app(service: Service, frames: int = 2000) -> FastAPI:
+    """The application, which closes the service when it ends. frames: that a request may have at most."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
         await asyncio.to_thread(service.close)
 
-    app = FastAPI(title="PoseCrafter", version=__version__, lifespan=lifespan)
+    app = FastAPI(title="PoseCrafter", version=__version__, description=DOCS, lifespan=lifespan)
 
     @app.exception_handler(PoseCrafterError)
-    async def refused(_: fastapi.Request, error: PoseCrafterError) -> JSONResponse:
+    async def refused(http: fastapi.Request, error: PoseCrafterError) -> JSONResponse:
+        await _hear_out(http)
         return _refusal(error)
 
     @app.exception_handler(RequestValidationError)
-    async def misread(_: fastapi.Request, error: RequestValidationError) -> JSONResponse:
+    async def misread(http: fastapi.Request, error: RequestValidationError) -> JSONResponse:
+        await _hear_out(http)
+        service.metrics.requests.labels("query").inc()
         first = error.errors()[0]
-        return _refusal(RequestError("query", f"{first['loc'][-1]}: {first['msg']}"))
+        return _refusal(RequestError("query", f"{str(first['loc'][-1])!r}: {first['msg']}"))
 
-    @app.post("/v1/videos", openapi_extra=_DESCRIBED)
+    @app.exception_handler(HTTPException)
+    async def lost(_: fastapi.Request, error: HTTPException) -> JSONResponse:
+        told = {"code": "http", "message": f"{error.detail}; /docs lists what there is"}
+        return JSONResponse({"error": told}, error.status_code, error.headers)
+
+    @app.exception_handler(Exception)
+    async def failed(_: fastapi.Request, error: Exception) -> JSONResponse:
+        return _refusal(PoseCrafterError("internal", "the service failed; its log says why"))
+
+    @app.post("/v1/videos", response_class=Response, responses=refusals(404, 408, 413, 415, 422, 500, 503), **video())
     async def render(http: fastapi.Request, words: Annotated[Words, Query()]) -> Response:
         """A fragmented MP4 of the person following the poses of the body, OpenPose JSON as `generate --poses` reads.
 
-        The header `posecrafter-plan` tells what is done, with warnings.
+        The header `posecrafter-plan` tells what is done, with warnings. What fails behind the first frames breaks the
+        answer off.
         """
-        _check_person(service, words.person)
-        poses = await asyncio.to_thread(_poses, await _body(http))
-        delivery = Delivery(worded(poses, **words.model_dump(exclude={"person"})), words.person)
-        service.submit(delivery.job)
+        with service.arriving() as submit:
+            _check_person(service, words.person)
+            poses = await asyncio.to_thread(_poses, await _body(http), frames)
+            delivery = Delivery(worded(poses, **words.model_dump(exclude={"person"})), words.person)
+            submit(delivery.job)
         return await delivery.answer(http)
 
     @app.get("/v1/bundle")
-    async def bundle() -> dict[str, Any]:
-        """What is rendered here: size, frame rate, who, by which engine."""
-        session = service.session
-        m = session.bundle.manifest
-        return {
-            "width": m.defaults.width,
-            "height": m.defaults.height,
-            "fps": m.fps,
-            "people": _people(service),
-            "engine": f"{session.choice or session.engine.name} on {session.engine.device}",
-            "version": __version__,
-        }
+    async def bundle() -> Told:
+        """What is rendered here: size and frame rate of the bundle's own person, who else, by which engine."""
+        m = service.bundle.manifest
+        return Told(
+            width=m.defaults.width,
+            height=m.defaults.height,
+            fps=m.fps,
+            people=_people(service),
+            engine=service.engine,
+            version=__version__,
+        )
 
-    @app.get("/health")
+    @app.head("/health", include_in_schema=False)
+    @app.get("/health", response_model=Health, responses={503: {"model": Health, "description": "No longer."}})
     async def health() -> JSONResponse:
         """200 while requests are rendered, 503 when they no longer are."""
         return JSONResponse({"healthy": service.healthy}, 200 if service.healthy else 503)
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
         """For Prometheus."""
         return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
@@ -122,12 +121,12 @@ def make_app(service: Service) -> FastAPI:
 def _refusal(error: PoseCrafterError) -> JSONResponse:
     """Status 422 where the request is wrong, 500 where the service is; the code and the line that a command prints."""
     status = _STATUS.get(error.code, 422 if isinstance(error, RequestError | PoseError) else 500)
-    headers = {"Retry-After": "5"} if error.code == "queue-full" else {}
+    headers = {"Retry-After": "5"} if status == 503 else {}
     return JSONResponse({"error": {"code": error.code, "message": error.message}}, status, headers)
 
 
 def _people(service: Service) -> list[str]:
-    folder = service.session.bundle.folder
+    folder = service.bundle.folder
     return [] if folder is None else people_of(folder)
 
 
@@ -137,23 +136,48 @@ def _check_person(service: Service, person: str | None) -> None:
         raise BundleError("pack-missing", f"there is no person {person!r}; there are: {', '.join(there) or 'none'}")
 
 
-async def _body(http: fastapi.Request) -> bytes:
-    """Raises: RequestError "body-size"."""
-    body = bytearray()
-    async for part in http.stream():
-        body += part
-        if len(body) > LARGEST_BODY:
-            raise RequestError("body-size", f"the body is larger than {LARGEST_BODY >> 20} MiB; send fewer poses")
-    return bytes(body)
+async def _hear_out(http: fastapi.Request) -> None:
+    """Pass over what is left of the body for a while: closed before that, a connection loses the answer. Who asked
+    whether to send it (Expect: 100-continue) has not."""
+    if "expect" in http.headers:
+        return
+    with suppress(TimeoutError, ClientDisconnect, RuntimeError):  # the last where all was read
+        async with asyncio.timeout(HEARD_OUT):
+            async for _ in http.stream():
+                pass
 
 
-def _poses(body: bytes) -> PoseTrack:
-    """Raises: PoseError "poses-json"."""
+async def _body(http: fastapi.Request) -> io.BytesIO:
+    """Raises: RequestError "body-encoding", "body-size", "body-slow", "cancelled"."""
+    too_large = RequestError("body-size", f"the body is larger than {LARGEST_BODY >> 20} MiB; send fewer poses")
+    coded, length = http.headers.get("content-encoding", "identity"), http.headers.get("content-length", "0")
+    if coded != "identity":
+        raise RequestError("body-encoding", f"the body is encoded as {coded!r}; send it as it is")
+    if int(length) > LARGEST_BODY:
+        raise too_large
+    body = io.BytesIO()
     try:
-        content = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise PoseError("poses-json", f"the body is no JSON: {error}") from error
-    frames = content if isinstance(content, list) else [content]
-    if not frames:
-        raise PoseError("poses-json", "the body holds no frame; it is an OpenPose frame object or a list of them")
-    return parse_frames("the body", frames)
+        async with asyncio.timeout(BODY_SECONDS):
+            async for part in http.stream():
+                if body.tell() + len(part) > LARGEST_BODY:
+                    raise too_large
+                body.write(part)
+    except TimeoutError:
+        raise RequestError("body-slow", f"the body took longer than {BODY_SECONDS:g} s; send it faster") from None
+    except ClientDisconnect:
+        raise RequestError("cancelled", "the client went away") from None
+    body.seek(0)
+    return body
+
+
+def _poses(body: io.BytesIO, most: int) -> PoseTrack:
+    """Raises: PoseError "poses-json"; RequestError "frames-limit", before there are more in memory."""
+
+    def within() -> Iterator[Any]:
+        text = io.TextIOWrapper(body, encoding="utf-8-sig")
+        for index, frame in enumerate(frames_in(text, "the body", LARGEST_FRAME)):
+            if index >= most:
+                raise RequestError("frames-limit", f"there are more than {most} frames; send them in several requests")
+            yield frame
+
+    return parse_frames("the body", within())

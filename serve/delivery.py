@@ -4,21 +4,35 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import fastapi
 import numpy as np
 from fastapi.responses import StreamingResponse
 from numpy.typing import NDArray
+from starlette.types import Send
 
 from posecrafter.errors import PoseCrafterError, RequestError
 from posecrafter.runtime import Plan, Request
 from posecrafter.serve.service import Job, Take
 from posecrafter.video import VideoEncoder
 
+_log = logging.getLogger(__name__)
+
 _POLL = 0.2
 """Seconds between two looks whether a client that waits for its first frame is still there."""
+
+
+class _Video(StreamingResponse):
+    """An error in the middle breaks the connection off, so that nobody takes half a video for a whole one."""
+
+    async def stream_response(self, send: Send) -> None:
+        try:
+            await super().stream_response(send)
+        except PoseCrafterError as error:  # the server closes the connection of an answer that does not end
+            _log.error("a video is broken off: %s", error)
 
 
 class Delivery:
@@ -42,18 +56,21 @@ class Delivery:
         Raises: PoseCrafterError, the job's; RequestError "cancelled" when the client went away.
         """
         first = asyncio.ensure_future(self._parts.get())
-        while not (await asyncio.wait({first}, timeout=_POLL))[0]:
-            if await http.is_disconnected():
-                self.job.cancelled.set()
-                first.cancel()
-                raise RequestError("cancelled", "the client went away")
-        part = first.result()
-        if isinstance(part, PoseCrafterError):
-            raise part
-        return StreamingResponse(self._rest(part), media_type="video/mp4", headers=self._headers)
+        try:
+            while not (await asyncio.wait({first}, timeout=_POLL))[0]:
+                if await http.is_disconnected():
+                    raise RequestError("cancelled", "the client went away")
+            part = first.result()
+            if isinstance(part, PoseCrafterError):
+                raise part
+        except BaseException:
+            self.job.cancelled.set()
+            first.cancel()
+            raise
+        return _Video(self._rest(part), media_type="video/mp4", headers=self._headers)
 
     async def _rest(self, part: bytes | PoseCrafterError | None) -> AsyncIterator[bytes]:
-        """An error in the middle breaks the connection off, so that nobody takes half a video for a whole one."""
+        """Raises: PoseCrafterError, the job's."""
         try:
             while isinstance(part, bytes):
                 yield part
@@ -65,7 +82,9 @@ class Delivery:
 
     @contextmanager
     def _output(self, plan: Plan, fps: float) -> Iterator[Take]:
-        self._headers["posecrafter-plan"] = json.dumps(plan.summary())
+        told = plan.summary()
+        del told["windows"]  # thousands in a long video; proxies take a few KiB of headers
+        self._headers["posecrafter-plan"] = json.dumps(told)
         with VideoEncoder(self, fps) as encoder:
 
             def take(frames: NDArray[np.uint8]) -> None:
@@ -75,4 +94,5 @@ class Delivery:
             yield take
 
     def _tell(self, part: bytes | PoseCrafterError | None) -> None:
-        self._loop.call_soon_threadsafe(self._parts.put_nowait, part)
+        with suppress(RuntimeError):  # the loop has ended, and whoever waited with it
+            self._loop.call_soon_threadsafe(self._parts.put_nowait, part)

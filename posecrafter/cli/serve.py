@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
@@ -22,6 +21,10 @@ def serve_command(
     people: Annotated[
         int, typer.Option("--people", min=1, help="People of a shared bundle that each session keeps in memory.")
     ] = 16,
+    frames: Annotated[int, typer.Option("--frames", min=1, help="Frames that a request may have.")] = 2000,
+    drain: Annotated[
+        float, typer.Option("--drain", min=0, help="Seconds that open requests may take at the end.")
+    ] = 15.0,
     engine: Annotated[str, typer.Option("--engine", help="As for generate.")] = "auto",
     precision: Annotated[str | None, typer.Option("--precision", help="As for generate.")] = None,
     threads: Annotated[
@@ -32,13 +35,13 @@ def serve_command(
     """Render over HTTP: POST poses to /v1/videos, get the video while it is made. Ctrl-C ends what is open first."""
     if any(find_spec(name) is None for name in ("fastapi", "uvicorn", "prometheus_client")):
         raise RequestError("serve-missing", "the service is not installed; run: pip install 'posecrafter[serve]'")
-    import uvicorn
 
     from posecrafter.cli.speed import inversions_folder, measured_folder
     from posecrafter.runtime import Session
-    from posecrafter.serve import Service, make_app, warm
+    from posecrafter.serve import Service, warm
+    from posecrafter.serve.listening import listen, run
 
-    listening = _listen(host, port)
+    listening = listen(host, port)
     if threads is None and sessions > 1:
         threads = max(1, len(os.sched_getaffinity(0)) // sessions)
     opened = [
@@ -47,20 +50,10 @@ def serve_command(
     ]
     for session in opened:
         warm(session)
-    app = make_app(Service(opened, waiting, people))
+    service = Service(opened, waiting, people)
     address = f"[{host}]" if ":" in host else host
     typer.echo(
-        f"{bundle} on http://{address}:{listening.getsockname()[1]} ({opened[0].choice or opened[0].engine.name} on "
-        f"{opened[0].engine.device}); /docs describes it",
+        f"{bundle} on http://{address}:{listening.getsockname()[1]} ({service.engine}); /docs describes it",
         err=True,
     )
-    uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False)).run(sockets=[listening])
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    """Before anything is loaded. Raises: RequestError "listen"."""
-    try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        return socket.create_server((host, port), family=family, backlog=128)
-    except (OSError, OverflowError) as error:
-        raise RequestError("listen", f"cannot listen on {host}, port {port}: {error}") from error
+    run(service, listening, frames, drain)

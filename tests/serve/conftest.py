@@ -21,19 +21,20 @@ Serve = Callable[..., httpx.Client]
 
 @pytest.fixture(scope="module")
 def serve() -> Iterator[Serve]:
-    """`serve(session, waiting=2)` is a client for a service of these sessions, which ends with the module's tests."""
+    """`serve(session, waiting=2)` is a client for a service of these sessions, which ends with the module's tests.
+    frames: the application's limit."""
     with ExitStack() as stack:
 
-        def start(*sessions: Session, **limits: Any) -> httpx.Client:
-            return stack.enter_context(_listening(Service(sessions, **limits)))
+        def start(*sessions: Session, frames: int = 2000, **limits: Any) -> httpx.Client:
+            return stack.enter_context(_listening(Service(sessions, **limits), frames))
 
         yield start
 
 
 @contextmanager
-def _listening(service: Service) -> Iterator[httpx.Client]:
+def _listening(service: Service, frames: int) -> Iterator[httpx.Client]:
     listening = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(make_app(service), log_level="critical"))
+    server = uvicorn.Server(uvicorn.Config(make_app(service, frames), http="h11", log_level="critical"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
     try:

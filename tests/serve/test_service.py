@@ -3,6 +3,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,60 @@ def test_closing_renders_what_is_queued_and_refuses_what_comes(session: Session)
     with pytest.raises(RequestError) as refused:
         service.submit(Client(one(session)).job)
     assert refused.value.code == "closing"
+
+
+def test_stopping_ends_what_is_open_before_its_next_step(session: Session) -> None:
+    service = Service([session])
+    clients = [Client(Request(poses=session.bundle.poses[:1], steps=1000, inversion_iterations=16)) for _ in range(2)]
+    for client in clients:
+        service.submit(client.job)
+    service.stop()
+    assert [getattr(client.wait(), "code", None) for client in clients] == ["closing"] * 2
+    with pytest.raises(RequestError) as refused:
+        service.submit(Client(one(session)).job)
+    assert refused.value.code == "closing"
+    service.close()
+
+
+def test_places_are_free_again_whatever_happens_on_the_way(session: Session) -> None:
+    service = Service([session], waiting=0)
+    with pytest.raises(ZeroDivisionError), service.arriving():
+        with pytest.raises(RequestError) as refused:
+            service.submit(Client(one(session)).job)
+        assert refused.value.code == "queue-full"
+        raise ZeroDivisionError
+    with service.arriving() as submit:
+        submit((client := Client(one(session))).job)
+    assert client.wait() is None
+    service.close()
+    counted = {
+        sample.labels["end"]: sample.value
+        for metric in service.metrics.requests.collect()
+        for sample in metric.samples
+        if sample.name.endswith("_total")
+    }
+    assert counted == {"queue-full": 1, "internal": 1, "done": 1}
+
+
+def test_whoever_fails_at_the_end_leaves_the_session_to_others(session: Session) -> None:
+    service, bad, good = Service([session]), Client(one(session)), Client(one(session))
+    bad._ended = lambda _: 1 / 0  # type: ignore[method-assign]
+    service.submit(replace(bad.job, ended=bad._ended))
+    service.submit(good.job)
+    assert good.wait() is None
+    assert service.healthy
+    service.close()
+
+
+def test_the_service_tells_of_the_bundles_own_person_whoever_is_rendered(shared_bundle: Path) -> None:
+    session = Session.open(shared_bundle, "onnxruntime", threads=1)
+    own, service = session.bundle, Service([session])
+    client = Client(one(session), "b")
+    service.submit(client.job)
+    assert client.wait() is None
+    assert session.bundle is not own
+    assert service.bundle is own
+    service.close()
 
 
 def test_a_job_that_is_cancelled_in_the_queue_is_not_rendered(session: Session) -> None:

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -43,6 +44,27 @@ def test_a_bundle_is_served_until_the_process_is_told_to_end(tiny_bundle: Path) 
         assert process.wait(30) == -signal.SIGTERM
         assert process.stderr is not None
         assert process.stderr.read() == ""
+
+
+@pytest.mark.parametrize("told", [signal.SIGTERM, signal.SIGINT])
+def test_an_end_waits_no_longer_for_open_requests_than_it_was_told(told: signal.Signals, tiny_bundle: Path) -> None:
+    poses = (tiny_bundle / "person" / "poses.json").read_bytes()
+    words = {"steps": 1000, "inversion_iterations": 16}  # minutes
+    with serving(tiny_bundle, "--port", 0, "--engine", "onnxruntime", "--drain", 0.5, "--no-cache") as (
+        process,
+        address,
+    ):
+        with ThreadPoolExecutor(2) as asking:
+            answers = [
+                asking.submit(httpx.post, f"{address}/v1/videos", params=words, content=poses, timeout=60)
+                for _ in range(2)
+            ]
+            while "posecrafter_open_requests 2.0" not in httpx.get(f"{address}/metrics").text:
+                pass
+            process.send_signal(told)
+            assert process.wait(20) != 0
+        for answer in answers:
+            assert (answer.result().status_code, answer.result().json()["error"]["code"]) == (503, "closing")
 
 
 def refused(*words: object) -> PoseCrafterError:
