@@ -3,7 +3,7 @@
 from posecrafter.pose.draw import STYLES, draw_frame, draw_poses
 from posecrafter.pose.environment import setup_extractor
 from posecrafter.pose.extract import extract_poses
-from posecrafter.pose.openpose import parse_frames, read_poses, write_poses
+from posecrafter.pose.openpose import parse_frames, read_poses, to_frames, write_poses
 from posecrafter.pose.track import BODY, FACE, KEY_POINTS, LEFT_HAND, RIGHT_HAND, VISIBLE, PoseTrack
 
 __all__ = [
@@ -21,5 +21,6 @@ __all__ = [
     "parse_frames",
     "read_poses",
     "setup_extractor",
+    "to_frames",
     "write_poses",
 ]

@@ -107,19 +107,24 @@ def write_poses(path: Path | str, track: PoseTrack, origin: dict[str, Any] | Non
     path = Path(path)
     if path.is_dir():
         raise PoseError("poses-json", f"{path} is a folder; name the .json file to write")
-    table = np.concatenate([track.xy, track.score[..., None]], axis=2)
     with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8") as file:
-        for index, points in enumerate(table):
-            frame = {
-                "people": [_person(points)] if points[:, 2].any() else [],
-                "canvas_width": track.width,
-                "canvas_height": track.height,
-                "keypoint_units": "pixel",
-            }
-            about = {RATE: track.fps, ORIGIN: origin} if index == 0 else {}
-            known = {name: value for name, value in about.items() if value}
-            file.write(("[\n" if index == 0 else ",\n") + json.dumps(frame | known))
+        for index, frame in enumerate(to_frames(track)):
+            about = {ORIGIN: origin} if index == 0 and origin else {}
+            file.write(("[\n" if index == 0 else ",\n") + json.dumps(frame | about))
         file.write("\n]\n")
+
+
+def to_frames(track: PoseTrack) -> Iterator[dict[str, Any]]:
+    """OpenPose frame objects, which parse_frames takes back; the rate stands in the first."""
+    for index, points in enumerate(np.concatenate([track.xy, track.score[..., None]], axis=2)):
+        rate = {RATE: track.fps} if index == 0 and track.fps else {}
+        yield {
+            "people": [_person(points)] if points[:, 2].any() else [],
+            "canvas_width": track.width,
+            "canvas_height": track.height,
+            "keypoint_units": "pixel",
+            **rate,
+        }
 
 
 def _person(points: Floats) -> dict[str, list[float]]:

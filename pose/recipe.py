@@ -73,8 +73,9 @@ def read_recipe(path: Path | str) -> list[Step]:
     return steps
 
 
-def parse_step(text: str, where: str = "--do", folder: Path = Path()) -> Step:
-    """ "blink side=right first=10" -> Step. `where` names the text in errors; `folder`: what other=FILE is relative to.
+def parse_step(text: str, where: str = "--do", folder: Path | None = Path()) -> Step:
+    """ "blink side=right first=10" -> Step. `where` names the text in errors; `folder`: what other=FILE is relative to,
+    None where no file may be named.
 
     Raises PoseError edit-syntax.
     """
@@ -103,10 +104,12 @@ def parameters(name: str) -> dict[str, inspect.Parameter]:
     return {key: parameter for key, parameter in found.items() if key != "track"}
 
 
-def _value(kind: Any, text: str, where: str, folder: Path) -> Any:
+def _value(kind: Any, text: str, where: str, folder: Path | None) -> Any:
     if isinstance(kind, types.UnionType):  # int | None: leaving it out is None
         kind = next(part for part in typing.get_args(kind) if part is not type(None))
     if kind is PoseTrack:
+        if folder is None:
+            raise PoseError("edit-syntax", f"{where} names a file, which cannot be named here")
         return read_poses(folder / text)
     try:
         if typing.get_origin(kind) is typing.Literal:
