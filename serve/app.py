@@ -4,28 +4,43 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from typing import Annotated, Any
 
 import fastapi
 from fastapi import FastAPI, Query
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from posecrafter import __version__
 from posecrafter.errors import BundleError, PoseCrafterError, PoseError, RequestError
-from posecrafter.pose import PoseTrack, parse_frames
+from posecrafter.pose import PoseTrack, parse_frames, to_frames
 from posecrafter.pose.json_frames import frames_in
 from posecrafter.runtime.person import people_of
 from posecrafter.runtime.request import worded
 from posecrafter.serve.delivery import Delivery
-from posecrafter.serve.described import DOCS, Health, Told, Words, refusals, video
+from posecrafter.serve.described import (
+    DOCS,
+    POSES,
+    VIDEO,
+    Health,
+    PoseWords,
+    Told,
+    TransferWords,
+    Words,
+    poses_body,
+    refusals,
+)
+from posecrafter.serve.poses import make_poses, training_poses
 from posecrafter.serve.service import Service
 
+PAGE = Path(__file__).parent / "page.html"
 LARGEST_BODY = 64 * 2**20
 """Bytes of pose JSON; a frame with face and hands has some 5,000."""
 LARGEST_FRAME = 2**20
@@ -77,7 +92,17 @@ def make_app(service: Service, frames: int = 2000) -> FastAPI:
     async def failed(_: fastapi.Request, error: Exception) -> JSONResponse:
         return _refusal(PoseCrafterError("internal", "the service failed; its log says why"))
 
-    @app.post("/v1/videos", response_class=Response, responses=refusals(404, 408, 413, 415, 422, 500, 503), **video())
+    @app.get("/", include_in_schema=False)
+    async def page() -> HTMLResponse:
+        """To try the service by hand."""
+        return HTMLResponse(PAGE.read_text(encoding="utf-8"))
+
+    @app.post(
+        "/v1/videos",
+        response_class=Response,
+        responses=VIDEO | refusals(404, 408, 413, 415, 422, 500, 503),
+        openapi_extra=poses_body(),
+    )
     async def render(http: fastapi.Request, words: Annotated[Words, Query()]) -> Response:
         """A fragmented MP4 of the person following the poses of the body, OpenPose JSON as `generate --poses` reads.
 
@@ -90,6 +115,28 @@ def make_app(service: Service, frames: int = 2000) -> FastAPI:
             delivery = Delivery(worded(poses, **words.model_dump(exclude={"person"})), words.person)
             submit(delivery.job)
         return await delivery.answer(http)
+
+    def made(words: PoseWords, driver: io.BytesIO | None, transfer: bool) -> Response:
+        person = training_poses(service.bundle, words.person)
+        track = make_poses(person, driver and _poses(driver, frames), transfer, words.do, frames)
+        return Response(json.dumps(list(to_frames(track))), media_type="application/json")
+
+    @app.get("/v1/poses", response_class=Response, responses=POSES | refusals(404, 413, 422, 500))
+    async def own_poses(words: Annotated[PoseWords, Query()]) -> Response:
+        """OpenPose JSON of the person's training video, edited."""
+        _check_person(service, words.person)
+        return await asyncio.to_thread(made, words, None, False)
+
+    @app.post(
+        "/v1/poses",
+        response_class=Response,
+        responses=POSES | refusals(404, 408, 413, 415, 422, 500),
+        openapi_extra=poses_body(),
+    )
+    async def given_poses(http: fastapi.Request, words: Annotated[TransferWords, Query()]) -> Response:
+        """The body's poses as the person is built, as `poses retarget` makes them, then edited."""
+        _check_person(service, words.person)
+        return await asyncio.to_thread(made, words, await _body(http), words.retarget)
 
     @app.get("/v1/bundle")
     async def bundle() -> Told:

@@ -45,6 +45,23 @@ class Words(BaseModel):
     )
 
 
+class PoseWords(BaseModel):
+    """The query where poses are made."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    person: str | None = None
+    do: Annotated[
+        list[str], Field(description="Operations as `poses edit --do` takes them, one after the other, without files.")
+    ] = []
+
+
+class TransferWords(PoseWords):
+    """The same, of poses that are given."""
+
+    retarget: bool = True
+
+
 class Error(BaseModel):
     """code: stable, in kebab case. message: one line, with the cure."""
 
@@ -94,17 +111,10 @@ def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
     if 503 in described:
         seconds = {"description": "Seconds.", "schema": {"type": "integer"}}
         described[503]["headers"] = {"Retry-After": seconds}
-    plan = {"description": "What is done, as `plan --json` without its windows.", "schema": {"type": "string"}}
-    described[200] = {
-        "description": "The video, sent while it is made; whole only if the answer ends as HTTP says.",
-        "content": {"video/mp4": {"schema": {"type": "string", "format": "binary"}}},
-        "headers": {"posecrafter-plan": plan},
-    }
     return described
 
 
-def video() -> dict[str, Any]:
-    """The operation's body, which FastAPI cannot see since it is read as it comes. Any content type is taken."""
+def _frame() -> dict[str, Any]:
     arrays = {
         name: {
             "type": ["array", "null"],
@@ -114,7 +124,7 @@ def video() -> dict[str, Any]:
         for name, points in ((name, " or ".join(map(str, counts))) for name, (_, counts) in PARTS.items())
     }
     side = {"type": "integer", "minimum": 1}
-    frame = {
+    return {
         "type": "object",
         "required": ["people"],
         "properties": {
@@ -125,5 +135,27 @@ def video() -> dict[str, Any]:
             "frames_per_second": {"type": "number", "minimum": RATES[0], "maximum": RATES[1]},
         },
     }
-    schema = {"oneOf": [{"type": "array", "minItems": 1, "items": frame}, frame]}
-    return {"openapi_extra": {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}}
+
+
+_FRAMES = {"type": "array", "minItems": 1, "items": _frame()}
+POSES: dict[int | str, dict[str, Any]] = {
+    200: {"description": "OpenPose JSON.", "content": {"application/json": {"schema": _FRAMES}}}
+}
+VIDEO: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The video, sent while it is made; whole only if the answer ends as HTTP says.",
+        "content": {"video/mp4": {"schema": {"type": "string", "format": "binary"}}},
+        "headers": {
+            "posecrafter-plan": {
+                "description": "What is done, as `plan --json` without its windows.",
+                "schema": {"type": "string"},
+            }
+        },
+    }
+}
+
+
+def poses_body() -> dict[str, Any]:
+    """An operation's body, which FastAPI cannot see since it is read as it comes. Any content type is taken."""
+    schema = {"oneOf": [_FRAMES, _frame()]}
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
