@@ -118,7 +118,8 @@ def make_app(service: Service, frames: int = 2000) -> FastAPI:
 
     def made(words: PoseWords, driver: io.BytesIO | None, transfer: bool) -> Response:
         person = training_poses(service.bundle, words.person)
-        track = make_poses(person, driver and _poses(driver, frames), transfer, words.do, frames)
+        given = None if driver is None else _poses(driver, frames)
+        track = make_poses(person, given, transfer, words.do, frames)
         return Response(json.dumps(list(to_frames(track))), media_type="application/json")
 
     @app.get("/v1/poses", response_class=Response, responses=POSES | refusals(404, 413, 422, 500))
