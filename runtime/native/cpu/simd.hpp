@@ -16,9 +16,15 @@
 #endif
 #endif
 
+#if PC_LANES == 16 || defined(__aarch64__)
+#define PC_REGISTERS 32
+#else
+#define PC_REGISTERS 16
+#endif
+
 constexpr int kLanes = PC_LANES;
 /* Rows of a product's tile: its sums, two vectors a row, fill 24 of 32 registers, or 12 of 16. */
-constexpr int kRows = kLanes == 16 ? 12 : 6;
+constexpr int kRows = PC_REGISTERS == 32 ? 12 : 6;
 
 typedef float vec __attribute__((vector_size(kLanes * 4)));
 typedef std::int32_t ints __attribute__((vector_size(kLanes * 4)));
@@ -36,11 +42,13 @@ static inline vec splat(float x) {
     return x - vec{};  // not vec{} + x, which turns -0 into 0 and so costs an addition
 }
 
-/* A splat that the compiler cannot see through: GCC makes one max or min of a comparison and a choice, but not where it
- * knows the constant. */
+/* A splat that the compiler cannot see through: for x86 GCC makes one max or min of a comparison and a choice, but not
+ * where it knows the constant. */
 static inline vec bound(float x) {
     vec same = splat(x);
+#if defined(__x86_64__)
     asm("" : "+x"(same));
+#endif
     return same;
 }
 
