@@ -135,8 +135,8 @@ static void panel_product(int n, const float* a, const float* b, int depth, cons
         const vec b_left = load(b), b_right = load(b + kLanes);
 #pragma GCC unroll 12
         for (int i = 0; i < N; ++i) {
-            left[i] += a[i] * b_left;
-            right[i] += a[i] * b_right;
+            left[i] += factor(a, i) * b_left;
+            right[i] += factor(a, i) * b_right;
         }
     }
 #pragma GCC unroll 12

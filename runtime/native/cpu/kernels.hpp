@@ -8,6 +8,11 @@
 #include <cstdint>
 #include <vector>
 
+/* Where there is a table with ARM's BF16: Clang takes its instructions for single functions from release 16 on. */
+#if defined(__aarch64__) && (!defined(__clang__) || __clang_major__ >= 16)
+#define PC_NEON_BF16
+#endif
+
 namespace posecrafter::cpu {
 
 /* c = a b, by rows [begin, end) of a [M, K] and c [M, N]; b is packed, see `pack`. */

@@ -34,7 +34,21 @@ template <int R, int V>
 static inline void tile(const float* __restrict__ a, std::ptrdiff_t lda, const float* __restrict__ panel, int k,
                         vec (&sums)[R][V]) {
     vec own[R][V]{};  // a copy that nothing else can point to stays in registers
-    for (int i = 0; i < k; ++i, panel += kColumns) {
+    int i = 0;
+#if defined(__aarch64__)
+    for (; i + 2 <= k; i += 2, panel += 2 * kColumns) {
+        vec columns[2][V];
+        for (int j = 0; j < 2; ++j)
+            for (int v = 0; v < V; ++v) columns[j][v] = load(panel + j * kColumns + v * kLanes);
+#pragma GCC unroll 12
+        for (int r = 0; r < R; ++r) {
+            const pair factors = load_pair(a + r * lda + i);
+            for (int j = 0; j < 2; ++j)
+                for (int v = 0; v < V; ++v) own[r][v] += factors[j] * columns[j][v];
+        }
+    }
+#endif
+    for (; i < k; ++i, panel += kColumns) {
         vec columns[V];
         for (int v = 0; v < V; ++v) columns[v] = load(panel + v * kLanes);
 #pragma GCC unroll 12

@@ -22,6 +22,11 @@
 #define PC_REGISTERS 16
 #endif
 
+#if defined(__aarch64__) && !defined(__clang__)
+// GCC would read all factors of a tile's column before it uses the first, and keep sums in memory meanwhile.
+#pragma GCC optimize("no-schedule-insns")
+#endif
+
 constexpr int kLanes = PC_LANES;
 /* Rows of a product's tile: its sums, two vectors a row, fill 24 of 32 registers, or 12 of 16. */
 constexpr int kRows = PC_REGISTERS == 32 ? 12 : 6;
@@ -37,6 +42,20 @@ static inline vec load(const float* p) {
 static inline void store(float* p, vec x) {
     *reinterpret_cast<unaligned*>(p) = x;
 }
+
+#if defined(__aarch64__)
+/* A multiplication takes its factor from any lane of a register, so that one load serves two of them. */
+typedef float pair __attribute__((vector_size(8)));
+typedef float unaligned_pair __attribute__((vector_size(8), aligned(4), may_alias));
+
+static inline pair load_pair(const float* p) {
+    pair x = *reinterpret_cast<const unaligned_pair*>(p);
+#ifndef __clang__
+    asm("" : "+w"(x));  // GCC would load each by itself
+#endif
+    return x;
+}
+#endif
 
 static inline vec splat(float x) {
     return x - vec{};  // not vec{} + x, which turns -0 into 0 and so costs an addition
@@ -54,6 +73,15 @@ static inline vec bound(float x) {
 
 static inline vec larger(vec a, vec b) {
     return a > b ? a : b;
+}
+
+/* The number i of a row that starts at p and is read to the end of i's four. */
+static inline float factor(const float* p, int i) {
+#if defined(__aarch64__)
+    return load(p + i / 4 * 4)[i % 4];
+#else
+    return p[i];
+#endif
 }
 
 static inline float sum(vec x) {
