@@ -25,9 +25,11 @@ bool multiplies_bfloat16() {
 }
 
 // The instruction sets that native's kernels are written for; elsewhere it runs too, but others are faster.
-bool has_wide_vectors() {
+bool has_own_kernels() {
 #if defined(__x86_64__)
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#elif defined(__aarch64__)
+    return true;
 #else
     return false;
 #endif
@@ -100,7 +102,7 @@ std::vector<std::string> Engine::automatic(const EngineOptions& options) const {
     std::vector<std::string> names{"onnxruntime", "openvino"};
     if (multiplies_bfloat16()) std::swap(names[0], names[1]);
     const bool plain = options.library.empty() && (options.device.empty() || options.device == "cpu");
-    if (plain && has_layers() && has_wide_vectors()) names.insert(names.begin(), "native");
+    if (plain && has_layers() && has_own_kernels()) names.insert(names.begin(), "native");
     return names;
 }
 

@@ -14,6 +14,8 @@ constexpr int kSpins = 1000;
 inline void pause() {
 #if defined(__x86_64__) || defined(__i386__)
     __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    asm volatile("isb");  // `yield` does nothing on most of them
 #endif
 }
 

@@ -66,7 +66,8 @@ Native::Native(const pc_engine_options& wanted) {
     if (precision != "fp32" && precision != "bf16")
         throw Failure("engine-precision", "engine 'native' computes in fp32 or bf16, not in " + precision);
     if (precision == "bf16" && !cpu::kernels().pack_bf16)
-        throw Failure("engine-precision", "this CPU has no bf16 arithmetic (AVX512-BF16); use --precision fp32");
+        throw Failure("engine-precision",
+                      "this CPU has no bf16 arithmetic (AVX512-BF16 or ARM's BF16); use --precision fp32");
     machine.emplace(wanted.threads > 0 ? wanted.threads : cpu::usable_cores(), precision == "bf16");
 }
 
