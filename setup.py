@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from glob import glob
 from typing import Any
@@ -13,6 +14,8 @@ from setuptools.command.build_ext import build_ext
 CPU = "runtime/native/cpu"
 FLAGS = ["-std=c++20", "-O3", "-g0", "-fvisibility=hidden", "-ffp-contract=fast", "-fno-math-errno"]
 """No -march: the instruction set is chosen when the library is loaded."""
+SYSTEM = ["-mmacosx-version-min=11.0"] if sys.platform == "darwin" else []
+"""The oldest macOS whose C++ library has atomics that wait; Python's own builds name older ones."""
 HEADERS = ["runtime/native/engines/engine.h", "runtime/native/engines/module.hpp", "runtime/native/core/error.hpp"]
 
 
@@ -37,7 +40,8 @@ setup(
             "posecrafter.runtime.engines._native",
             sources=[*sorted(glob(f"{CPU}/*.cpp")), "runtime/native/engines/native.cpp"],
             depends=[*sorted(glob(f"{CPU}/*.[hi]*")), *HEADERS],
-            extra_compile_args=FLAGS,
+            extra_compile_args=FLAGS + SYSTEM,
+            extra_link_args=SYSTEM,
             language="c++",
             optional=True,  # without it the other engines run
         )

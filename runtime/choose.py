@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from posecrafter.runtime.bundle import Bundle
-from posecrafter.runtime.engines import CPU, PRECISE, Choice, choose_engine, runnable
+from posecrafter.runtime.engines import CPU, PRECISE, Choice, choose_engine, computes_in_bf16, runnable
 from posecrafter.runtime.engines.measured import (
     Candidate,
     Measured,
@@ -18,7 +18,6 @@ from posecrafter.runtime.engines.measured import (
     read_measured,
     write_measured,
 )
-from posecrafter.runtime.engines.processor import has_bf16
 
 Measuring = Literal["never", "once", "again"]
 
@@ -27,7 +26,7 @@ LARGEST = 2**30
 
 _ORDER = ("onnxruntime", "native", "openvino")
 
-_NO_BF16 = "this CPU multiplies no bf16 (neither AMX nor AVX512-BF16)"
+_NO_BF16 = "this CPU multiplies no bf16 (neither AMX nor AVX512-BF16 nor, for native, ARM's BF16)"
 
 
 def choose(
@@ -48,8 +47,7 @@ def choose(
     candidates = _candidates(names, precision)
     if not names or names[0] not in CPU or len(candidates) < 2:
         return choose_engine(bundle.folder, precision)
-    if not has_bf16():
-        passed_over |= {f"{name} bf16": _NO_BF16 for name in PRECISE if name in names}
+    passed_over |= {f"{name} bf16": _NO_BF16 for name in PRECISE if name in names and not computes_in_bf16(name)}
     measured, why_not = _figures(bundle, candidates, threads, kept, measuring)
     if measured is None:
         ruled = choose_engine(bundle.folder, precision)
@@ -66,8 +64,8 @@ def choose(
 def _candidates(names: Sequence[str], precision: str | None) -> list[Candidate]:
     """CPU engines: what the others' errors are told from, then those that cost least memory and exactness first."""
     found: list[Candidate] = [(name, precision) for name in _ORDER if name in names]
-    if precision is None and has_bf16():
-        found += [(name, "bf16") for name in _ORDER if name in names and name in PRECISE]
+    if precision is None:
+        found += [(name, "bf16") for name in _ORDER if name in names and name in PRECISE and computes_in_bf16(name)]
     return found
 
 

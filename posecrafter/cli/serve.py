@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
@@ -38,12 +37,13 @@ def serve_command(
 
     from posecrafter.cli.speed import inversions_folder, measured_folder
     from posecrafter.runtime import Session
+    from posecrafter.runtime.engines.processor import usable_cores
     from posecrafter.serve import Service, warm
     from posecrafter.serve.listening import listen, run
 
     listening = listen(host, port)
     if threads is None and sessions > 1:
-        threads = max(1, len(os.sched_getaffinity(0)) // sessions)
+        threads = max(1, usable_cores() // sessions)
     opened = [
         Session.open(bundle, engine, threads, precision, inversions_folder() if cache else None, measured_folder())
         for _ in range(sessions)

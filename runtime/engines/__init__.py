@@ -11,7 +11,7 @@ from posecrafter.errors import EngineError
 from posecrafter.runtime.engines.base import Buffer, Engine, Graph
 from posecrafter.runtime.engines.built import built_folders
 from posecrafter.runtime.engines.cuda_device import device_target
-from posecrafter.runtime.engines.native import NativeEngine, check_native, kernels
+from posecrafter.runtime.engines.native import NativeEngine, check_native, kernels, multiplies_bf16
 from posecrafter.runtime.engines.processor import has_bf16
 from posecrafter.runtime.engines.tensorrt_library import MODULES, load_library
 
@@ -24,6 +24,7 @@ __all__ = [
     "Engine",
     "Graph",
     "choose_engine",
+    "computes_in_bf16",
     "open_engine",
     "runnable",
 ]
@@ -82,6 +83,11 @@ def runnable(folder: Path, precision: str | None = None) -> tuple[list[str], dic
         else:
             names.append(name)
     return names, refused
+
+
+def computes_in_bf16(name: str) -> bool:
+    """Whether an installed engine of PRECISE computes in bf16 on this CPU."""
+    return multiplies_bf16() if name == "native" else has_bf16()
 
 
 def choose_engine(folder: Path, precision: str | None = None) -> Choice:

@@ -20,7 +20,7 @@ from posecrafter.errors import PoseCrafterError
 from posecrafter.fields import as_object, read_fields
 from posecrafter.files import read_json, write_json
 from posecrafter.manifest import Manifest
-from posecrafter.runtime.engines.processor import describe_processor
+from posecrafter.runtime.engines.processor import describe_processor, usable_cores
 
 FORMAT = "posecrafter-measured-1"
 
@@ -117,7 +117,7 @@ def origin(manifest: Manifest, candidates: Sequence[Candidate], threads: int | N
     return {
         "denoiser": hashlib.sha256("\n".join(files).encode()).hexdigest(),
         "cpu": describe_processor(),
-        "threads": f"{threads or 'one a core'} of {len(os.sched_getaffinity(0))} cores",
+        "threads": f"{threads or 'one a core'} of {usable_cores()} cores",
         **{label(candidate): _version(candidate[0]) for candidate in candidates},
     }
 

@@ -58,11 +58,17 @@ def load_library(path: Path) -> Library:
 
 
 def kernels() -> str:
-    """The instruction set that the engine uses on this CPU: "avx512 bf16", "avx512", "avx2" or "plain".
+    """The instruction set that the engine uses on this CPU: "avx512 bf16", "avx512", "avx2", "neon bf16", "neon" or
+    "plain".
 
     Raises: EngineError "engine-missing".
     """
     return load_library(library_file()).kernels()
+
+
+def multiplies_bf16() -> bool:
+    """Whether the engine computes in bf16 on this CPU. Raises: EngineError "engine-missing"."""
+    return kernels().endswith("bf16")
 
 
 def check_native(folder: Path) -> None:

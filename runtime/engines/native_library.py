@@ -131,5 +131,5 @@ class Library:
         self._kernels.restype = c_char_p
 
     def kernels(self) -> str:
-        """The instruction set that is used here: "avx512 bf16", "avx512", "avx2" or "plain"."""
+        """The instruction set that is used here, as `native.kernels` tells it."""
         return str(self._kernels().decode())

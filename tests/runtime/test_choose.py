@@ -149,6 +149,7 @@ def test_native_is_measured_beside_the_others(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(engines_module, "check_native", lambda folder: None)
+    monkeypatch.setattr(engines_module, "multiplies_bf16", lambda: True)
     names = ("onnxruntime", "native", "openvino", "native bf16", "openvino bf16")
     lab.milliseconds = dict(zip(names, milliseconds, strict=True))
     lab.error |= {"native": error}

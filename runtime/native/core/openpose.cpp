@@ -2,8 +2,8 @@
 
 #include <algorithm>
 #include <array>
-#include <cfloat>
 #include <cmath>
+#include <limits>
 #include <nlohmann/json.hpp>
 
 #include "error.hpp"
@@ -62,7 +62,7 @@ void read_part(const std::string& name, const Array& part, const Json& values, P
         refuse(text(label, " has ", values.size(), " numbers; it must have ", 3 * part.counts[0], " or ",
                     3 * part.counts[1]));
     for (std::size_t i = 0; i < values.size(); ++i)
-        if (!(std::abs(values[i].get<double>()) <= double(FLT_MAX)))
+        if (!(std::abs(values[i].get<double>()) <= double(std::numeric_limits<float>::max())))
             refuse(text(label, ": number ", i, " (point ", i / 3,
                         ") is not a finite float32; write 0, 0, 0 for an unknown point"));
     std::size_t to = static_cast<std::size_t>(part.where.first);

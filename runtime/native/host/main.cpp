@@ -132,7 +132,7 @@ void write(const std::string& out, const posecrafter::Video& video, double fps) 
     }
 }
 
-// Not getrusage's, which is handed down by the process that started this one.
+// 0 where there is no /proc. Not getrusage's, which is handed down by the process that started this one.
 double peak_megabytes() {
     std::ifstream status("/proc/self/status");
     for (std::string line; std::getline(status, line);)
@@ -180,7 +180,7 @@ void run(const Words& words) {
     int times = 0;
     set(words, "--repeat", times);
     if (times > 0) measure(session, request, times);
-    std::printf("peak memory %.1f MiB\n", peak_megabytes());
+    if (const double peak = peak_megabytes(); peak > 0) std::printf("peak memory %.1f MiB\n", peak);
 }
 
 }  // namespace

@@ -11,7 +11,7 @@ import pytest
 
 from posecrafter.errors import EngineError
 from posecrafter.runtime import engines
-from posecrafter.runtime.engines import choose_engine, native, open_engine
+from posecrafter.runtime.engines import choose_engine, computes_in_bf16, native, open_engine
 from posecrafter.runtime.engines.processor import describe_processor, has_bf16
 
 Hide = Callable[..., None]
@@ -43,7 +43,7 @@ def layered(toy_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     return with_kernels
 
 
-@pytest.mark.parametrize("kernels", ["avx2", "avx512"])
+@pytest.mark.parametrize("kernels", ["avx2", "avx512", "neon", "neon bf16"])
 @pytest.mark.parametrize("flags", ["", "amx_bf16"])
 def test_auto_takes_native_where_it_has_kernels_for_the_cpu(
     kernels: str, flags: str, layered: Callable[[str], Path], processor: Callable[[str], Path]
@@ -52,6 +52,16 @@ def test_auto_takes_native_where_it_has_kernels_for_the_cpu(
     choice = choose_engine(layered(kernels))
     assert (choice.name, choice.precision) == ("native", None)
     assert kernels in choice.told
+
+
+@pytest.mark.parametrize(("kernels", "able"), [("neon bf16", True), ("neon", False)])
+def test_native_tells_itself_whether_it_computes_in_bf16_since_on_arm_openvino_does_not(
+    kernels: str, able: bool, layered: Callable[[str], Path], processor: Callable[[str], Path]
+) -> None:
+    processor("")
+    layered(kernels)
+    assert computes_in_bf16("native") is able
+    assert not computes_in_bf16("openvino")
 
 
 def test_auto_passes_native_over_where_its_kernels_are_plain_and_says_so(
@@ -103,6 +113,14 @@ def test_a_processor_is_described_by_its_name_and_the_instructions_that_multiply
     cpuinfo.write_text("processor\t: 0\nmodel name\t: A\nflags\t\t: fpu avx2 amx_bf16\n\nmodel name\t: B\n")
     assert describe_processor(cpuinfo) == "A, amx_bf16, avx2"
     assert describe_processor(tmp_path / "nothing") == platform.machine()
+
+
+def test_a_processor_of_arm_is_described_by_its_numbers(tmp_path: Path) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text(
+        "processor\t: 0\nFeatures\t: fp asimd crc32 bf16\nCPU implementer\t: 0x41\nCPU part\t: 0xd40\n\n"
+    )
+    assert describe_processor(cpuinfo) == "0x41, 0xd40, asimd, bf16"
 
 
 def test_a_processor_that_nothing_tells_of_has_no_bf16(tmp_path: Path) -> None:
