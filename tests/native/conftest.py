@@ -24,15 +24,22 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True)
 class Native:
-    """A build folder, and the engines' libraries in their installed wheels."""
+    """A build folder, the engines' libraries in their installed wheels, and what runs the build's programs, if not this
+    machine itself."""
 
     build: Path
     onnxruntime: Path
     openvino: Path
+    emulator: tuple[str, ...] = ()
 
     def dump(self, bundle: Path, **words: Any) -> tuple[str, str]:
         """Run native_dump: the code of its refusal ("" when it went well) and its message."""
-        command = [self.build / "tests/native/native_dump", bundle, *(f"{k}={v}" for k, v in words.items())]
+        command = [
+            *self.emulator,
+            self.build / "tests/native/native_dump",
+            bundle,
+            *(f"{k}={v}" for k, v in words.items()),
+        ]
         done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
         assert done.returncode in (0, 2), f"exit {done.returncode}: {done.stderr}"
         return done.stdout.strip(), done.stderr.strip()
@@ -144,6 +151,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--native-preload", type=Path, help="what that build needs loaded before it: the sanitizer's runtime"
     )
 
+    parser.addoption("--native-emulator", help="what runs that build's programs, which are another processor's")
+
 
 def given_build(config: pytest.Config) -> Path | None:
     folder: Path | None = config.getoption("--native-build", default=None)
@@ -187,6 +196,7 @@ def native(pytestconfig: pytest.Config) -> Native:
         given_build(pytestconfig) or built(),
         wheel_library("onnxruntime", "capi/libonnxruntime.so.*"),
         wheel_library("openvino", "libs/libopenvino_c.so.*"),
+        tuple((pytestconfig.getoption("--native-emulator", default=None) or "").split()),
     )
 
 
