@@ -32,7 +32,7 @@ THIRD_PARTY = {
         "torch", "onnx", "onnxscript", "onnx_ir", "polygraphy", "numpy", "safetensors", "diffusers", "transformers",
         "tokenizers", "openvino",
     },
-    "posecrafter.serve": {"fastapi", "pydantic", "prometheus_client", "numpy"},
+    "posecrafter.serve": {"fastapi", "numpy", "prometheus_client", "pydantic", "starlette", "uvicorn"},
     "posecrafter.bench": {
         "numpy", "cv2", "skimage", "matplotlib", "torch", "openvino", "onnxruntime", "triton", "diffusers", "xformers",
         "safetensors",
