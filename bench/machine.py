@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import os
-import platform
+import resource
 import subprocess
 import sys
 import time
@@ -12,18 +12,23 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from posecrafter.cores import usable_cores
+from posecrafter.peak import peak_mib
+from posecrafter.runtime.engines.processor import processor_flags, processor_name
+
 ROOT = Path(__file__).resolve().parent.parent
 LIBRARIES = ("posecrafter", "torch", "onnxruntime", "openvino", "numpy")
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 WRITTEN = ("bench/results", "docs")
 """What a record writes in the repository: its lines, and the pages and plots made of them."""
+STATUS = Path("/proc/self/status")
 
 
 def describe_machine(threads: int | None = None) -> dict[str, Any]:
     """Processor, cores, threads used, load, libraries, commit of this repository, and date."""
-    told, cores = _cpu(), len(os.sched_getaffinity(0))
+    cores = usable_cores()
     return {
-        "cpu": told.get("model name", platform.processor() or platform.machine()),
+        "cpu": processor_name(),
         "cores": cores,
         "threads": threads or cores,
         "flags": cpu_flags(),
@@ -66,15 +71,25 @@ def append_line(path: Path | None, line: str) -> None:
 
 
 def resident_mib(what: str = "VmRSS") -> float:
-    """This process's memory now, or with "VmHWM" at its highest. getrusage's peak is no use: it is handed down by the
-    process that started this one."""
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    """This process's memory now, or with "VmHWM" at its highest. getrusage's peak is no use on Linux: it is handed down
+    by the process that started this one."""
+    if not STATUS.is_file():
+        return _resident_elsewhere(what)
+    status = STATUS.read_text(encoding="utf-8")
     return next(int(line.split()[1]) for line in status.splitlines() if line.startswith(f"{what}:")) / 1024
+
+
+def _resident_elsewhere(what: str) -> float:
+    """`resident_mib` where there is no /proc, as on macOS, where the peak is the process's own."""
+    if what == "VmHWM":
+        return peak_mib(resource.getrusage(resource.RUSAGE_SELF))
+    words = ["ps", "-o", "rss=", "-p", str(os.getpid())]
+    return float(subprocess.run(words, capture_output=True, check=True).stdout) / 1024
 
 
 def cpu_flags() -> list[str]:
     """Those of FLAGS that this processor has."""
-    return [flag for flag in FLAGS if flag in _cpu().get("flags", "").split()]
+    return [flag for flag in FLAGS if flag in processor_flags()]
 
 
 def measure_roof(precision: str = "fp32") -> dict[str, float]:
@@ -116,14 +131,6 @@ def _best(work: Any) -> float:
         work()
         seconds.append(time.perf_counter() - start)
     return min(seconds)
-
-
-def _cpu() -> dict[str, str]:
-    path = Path("/proc/cpuinfo")
-    if not path.is_file():
-        return {}
-    lines = path.read_text(encoding="utf-8").split("\n\n")[0].splitlines()
-    return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
 
 
 def _version(name: str) -> str | None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from posecrafter.bench.gpu.kernels import cases, check_case
 from posecrafter.bench.gpu.network import SD15, Size, hollow_inputs, hollow_step
+from posecrafter.cores import usable_cores
 from posecrafter.export.fused import place_kernels
 from posecrafter.kernels.registry import power_of_two
 
@@ -40,7 +40,7 @@ Launch = tuple[str, tuple[Any, ...]]
 def check_kernels(device: torch.device, dry: bool, workers: int | None = None) -> Iterator[dict[str, Any]]:
     """One result a case, in order. workers: processes; None for all cores but two, none in a dry run."""
     every = cases(dry)
-    usual = 0 if dry else min(len(os.sched_getaffinity(0)) - 2, MOST_WORKERS)
+    usual = 0 if dry else min(usable_cores() - 2, MOST_WORKERS)
     found = _shared(usual if workers is None else workers, dry)
     for index, case in enumerate(every):
         yield found[index] if index in found else check_case(case, device)

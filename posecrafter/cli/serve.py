@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from posecrafter.cores import usable_cores
 from posecrafter.errors import RequestError
 
 
@@ -37,7 +38,6 @@ def serve_command(
 
     from posecrafter.cli.speed import inversions_folder, measured_folder
     from posecrafter.runtime import Session
-    from posecrafter.runtime.engines.processor import usable_cores
     from posecrafter.serve import Service, warm
     from posecrafter.serve.listening import listen, run
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
+from posecrafter.cores import limited_cores
 from posecrafter.errors import EngineError
 from posecrafter.runtime.engines.base import Buffer, Engine, Graph
 from posecrafter.runtime.engines.built import built_folders
@@ -116,7 +117,8 @@ def choose_engine(folder: Path, precision: str | None = None) -> Choice:
 def open_engine(name: str, folder: Path, threads: int | None = None, precision: str | None = None) -> Engine:
     """The engine `name`, one of ENGINES, for the bundle in `folder`.
 
-    threads: of a CPU engine; None for one a core. precision: of an engine's arithmetic, None for its default.
+    threads: of a CPU engine; None for one a core, as far as a container's limit goes. precision: of an engine's
+    arithmetic, None for its default.
     Raises: EngineError "engine-unknown", "engine-missing", "engine-load", "engine-device", "engine-precision",
     "plan-missing", "plan-version", "plan-stale", "plan-target".
     """
@@ -166,6 +168,8 @@ def _instead(folder: Path) -> str:
 
 
 def _open(name: str, folder: Path, threads: int | None, precision: str | None) -> Engine:
+    if threads is None:
+        threads = limited_cores()  # engines count cores, and know nothing of a control group's limit
     try:
         if name in MODULES:
             from posecrafter.runtime.engines.tensorrt import TensorRtEngine

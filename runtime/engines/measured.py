@@ -16,11 +16,12 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from posecrafter.cores import usable_cores
 from posecrafter.errors import PoseCrafterError
 from posecrafter.fields import as_object, read_fields
 from posecrafter.files import read_json, write_json
 from posecrafter.manifest import Manifest
-from posecrafter.runtime.engines.processor import describe_processor, usable_cores
+from posecrafter.runtime.engines.processor import describe_processor
 
 FORMAT = "posecrafter-measured-1"
 

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import os
+import platform
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from posecrafter.bench.machine import commit_of, made_by
+from posecrafter.bench import machine
+from posecrafter.bench.machine import commit_of, describe_machine, made_by, resident_mib
 
 FILES = ("bench/results/speed.jsonl", "docs/performance.md", "runtime/session.py")
 
@@ -48,3 +51,19 @@ def test_a_mark_names_the_commit_that_made_what_is_beside_it(tmp_path: Path) -> 
     mark.write_text("abc")
     assert made_by(mark, "abc")
     assert not made_by(mark, "abc-dirty")
+
+
+def test_memory_is_told_where_there_is_no_proc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = resident_mib()
+    monkeypatch.setattr(machine, "STATUS", tmp_path / "status")
+    assert resident_mib() == pytest.approx(now, rel=0.1)
+    assert resident_mib("VmHWM") > 0.9 * now
+
+
+def test_a_machine_without_affinity_and_proc_is_described(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr("posecrafter.runtime.engines.processor.CPUINFO", tmp_path / "cpuinfo")
+    told = describe_machine()
+    assert told["cpu"] == platform.machine()
+    assert told["flags"] == []
+    assert told["cores"] == told["threads"] >= 1

@@ -11,8 +11,9 @@ import pytest
 
 from posecrafter.errors import EngineError
 from posecrafter.runtime import engines
-from posecrafter.runtime.engines import choose_engine, computes_in_bf16, native, open_engine
-from posecrafter.runtime.engines.processor import describe_processor, has_bf16
+from posecrafter.runtime.engines import choose_engine, computes_in_bf16, native, onnxruntime, open_engine
+from posecrafter.runtime.engines import processor as processor_module
+from posecrafter.runtime.engines.processor import describe_processor, has_bf16, processor_name
 
 Hide = Callable[..., None]
 
@@ -115,12 +116,32 @@ def test_a_processor_is_described_by_its_name_and_the_instructions_that_multiply
     assert describe_processor(tmp_path / "nothing") == platform.machine()
 
 
-def test_a_processor_of_arm_is_described_by_its_numbers(tmp_path: Path) -> None:
+def test_an_arm_processor_is_described_by_its_numbers(tmp_path: Path) -> None:
     cpuinfo = tmp_path / "cpuinfo"
-    cpuinfo.write_text(
-        "processor\t: 0\nFeatures\t: fp asimd crc32 bf16\nCPU implementer\t: 0x41\nCPU part\t: 0xd40\n\n"
-    )
+    cpuinfo.write_text("processor\t: 0\nFeatures\t: fp asimd bf16\nCPU implementer\t: 0x41\nCPU part\t: 0xd40\n")
     assert describe_processor(cpuinfo) == "0x41, 0xd40, asimd, bf16"
+    assert processor_name(cpuinfo) == platform.machine()
+
+
+def test_on_macos_the_system_names_the_processor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "system", lambda: "Darwin")
+    monkeypatch.setattr(processor_module.subprocess, "run", lambda *_, **__: SimpleNamespace(stdout=b"Apple M2\n"))
+    processor_module._brand.cache_clear()
+    try:
+        assert describe_processor(tmp_path / "nothing") == processor_name(tmp_path / "nothing") == "Apple M2"
+    finally:
+        processor_module._brand.cache_clear()
+
+
+@pytest.mark.parametrize(("asked", "given"), [(None, 2), (5, 5)])
+def test_an_engine_that_is_told_no_threads_takes_what_a_container_grants(
+    asked: int | None, given: int, toy_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = []
+    monkeypatch.setattr(engines, "limited_cores", lambda: 2)
+    monkeypatch.setattr(onnxruntime, "OnnxRuntimeEngine", lambda folder, threads: told.append(threads))
+    open_engine("onnxruntime", toy_bundle, asked)
+    assert told == [given]
 
 
 def test_a_processor_that_nothing_tells_of_has_no_bf16(tmp_path: Path) -> None:
