@@ -20,8 +20,9 @@ CPP = $(shell find runtime/native tests/native bench -name '*.[ch]' -o -name '*.
 demo: $(INSTALLED) extractor
 	$(BIN)/posecrafter demo --out out/demo
 
+# -P: transformers looks for a package `kernels`, which is not the folder of that name here.
 test: $(INSTALLED) extractor dwpose native
-	$(BIN)/python -m pytest
+	$(BIN)/python -P -m pytest
 
 # Editors and mypy cannot follow an editable install's import hook, so types are checked on a plain copy of the package.
 check: $(INSTALLED)
@@ -68,7 +69,7 @@ dwpose: $(INSTALLED)
 # With OpenVINO's wheel in the environment its module is built too.
 native: $(INSTALLED)
 	runtime/native/tools.sh
-	cmake -S . -B build/native -DPython3_EXECUTABLE=$(CURDIR)/$(BIN)/python
+	cmake -S . -B build/native -DPython3_EXECUTABLE="$(CURDIR)/$(BIN)/python"
 	cmake --build build/native --parallel 2
 	ctest --test-dir build/native --output-on-failure
 

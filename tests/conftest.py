@@ -14,6 +14,8 @@ import pytest
 
 # Triton decides between compiling and interpreting when it is first imported; here its kernels run in numpy.
 os.environ["TRITON_INTERPRET"] = "1"
+# transformers looks for a package `kernels`, which is not the folder of that name in the checkout that tests run in.
+os.environ["PYTHONSAFEPATH"] = "1"
 
 TINY_SIZE = 64
 """Width and height in pixels that the tiny base is made for; its autoencoder's factor is 8."""

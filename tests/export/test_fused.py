@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+pytest.importorskip("triton", reason="the kernels need Triton, which is made for Linux")
+
 from posecrafter.bench.gpu.held import count_held
 from posecrafter.bench.gpu.network import SD15
 from posecrafter.errors import EngineError

@@ -9,8 +9,11 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-import tensorrt_rtx_bindings as trt
 from onnxscript import ir
+
+pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX is made for x86-64, and not for macOS")
+
+import tensorrt_rtx_bindings as trt
 
 from posecrafter.errors import EngineError
 from posecrafter.export.fusion import Shape, attention_shapes, check_fusion, single

@@ -6,6 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX is made for x86-64, and not for macOS")
+
 import tensorrt_rtx_bindings as trt
 
 from posecrafter.export.profiles import make_profiles

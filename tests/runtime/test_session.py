@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from posecrafter.errors import EngineError, RequestError
-from posecrafter.kernels.warp_latents import truth
 from posecrafter.pose import PoseTrack, draw_poses
 from posecrafter.progress import silent
 from posecrafter.runtime import Bundle, Request, Session, make_plan
@@ -392,6 +391,9 @@ def test_an_engine_that_edits_keeps_the_latents_from_inversion_to_decoding(
 ) -> None:
     """It is asked for the inverted frame that is kept for the next request, for what is decoded, and for nothing else;
     and the frames are those of an engine that cannot."""
+    pytest.importorskip("triton", reason="the kernels need Triton, which is made for Linux")
+    from posecrafter.kernels.warp_latents import truth
+
     plain, downloads = engine(by_time), []
 
     class Keeping(type(plain)):

@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 import torch
 
+pytest.importorskip("triton", reason="the kernels need Triton, which is made for Linux")
+
 from posecrafter.bench.gpu import checks, parts
 from posecrafter.bench.gpu import records as command
 from posecrafter.bench.gpu.checks import check_kernels, launch, launches

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 import pytest
-import tensorrt_rtx_bindings as trt
 
 from posecrafter.export.compile import CompileOptions, compile_bundle
 from posecrafter.manifest import Manifest
@@ -76,9 +75,15 @@ def tolerance() -> dict[str, float]:
     return {"fp32": 1e-5, "bf16": 3e-2}
 
 
+def tensorrt_rtx() -> Any:
+    """The real library; where there is none, the test is skipped."""
+    return pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX is made for x86-64, and not for macOS")
+
+
 @pytest.fixture(scope="session")
 def compiled(toy_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The toy bundle with real plans for passes of 3 frames. Shared: only kernels may be kept in it."""
+    tensorrt_rtx()
     bundle = Path(shutil.copytree(toy_bundle, tmp_path_factory.mktemp("plans") / "bundle"))
     compile_bundle(bundle, TENSORRT_RTX, CompileOptions(frames=(3,), target="sm89,sm120"))
     return bundle
@@ -175,7 +180,7 @@ def live(context: Context, did: list[str]) -> Checked:
             return context.profile
 
     return Live(
-        trt.IExecutionContext,
+        tensorrt_rtx().IExecutionContext,
         did,
         set_optimization_profile_async=profile,
         set_input_shape=lambda key, shape: context.shapes.__setitem__(key, shape) is None,
@@ -203,6 +208,7 @@ def library(compiled: Path, monkeypatch: pytest.MonkeyPatch, gpu: Callable[[str]
     captures that were launched. capturable: whether a context lets itself be captured.
     """
     gpu("sm89")
+    trt = tensorrt_rtx()
     state = SimpleNamespace(contexts={}, did=[], live={}, free=2**30, deserialized=[], fits=True)
     state.given, state.kernels = {}, {}
     state.capturing, state.runs, state.launched, state.capturable, state.captures = {}, [], [], True, {}

@@ -14,6 +14,9 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 import pytest
+
+pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX is made for x86-64, and not for macOS")
+
 import tensorrt_rtx_bindings as trt
 
 from posecrafter.errors import EngineError

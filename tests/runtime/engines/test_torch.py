@@ -14,6 +14,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+pytest.importorskip("triton", reason="the kernels need Triton, which is made for Linux")
+
 from posecrafter.errors import EngineError
 from posecrafter.kernels.warp_latents import warp
 from posecrafter.progress import silent

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+pytest.importorskip("triton", reason="the kernels need Triton, which is made for Linux")
+
 from posecrafter.bench.gpu.candidates import group_norm_early
 
 runpy.run_path(str(Path(__file__).parents[3] / "kernels/conftest.py"))
