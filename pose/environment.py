@@ -8,6 +8,7 @@ listed below and installed without looking at dependencies.
 from __future__ import annotations
 
 import fcntl
+import platform
 import shutil
 import subprocess
 import sys
@@ -33,7 +34,8 @@ class Environment:
 MEDIAPIPE = Environment(
     "mediapipe",
     (
-        "mediapipe==0.10.21",
+        # The last one with a wheel for Linux on ARM64; its code here is the same.
+        "mediapipe==0.10.18" if platform.machine() == "aarch64" else "mediapipe==0.10.21",
         "absl-py==2.5.1",
         "attrs==26.1.0",
         "contourpy==1.3.3",
