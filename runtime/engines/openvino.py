@@ -8,13 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import openvino as ov
 from numpy.typing import NDArray
 
 from posecrafter.errors import EngineError
 from posecrafter.manifest import Manifest
 from posecrafter.runtime.engines.base import Buffer
 from posecrafter.runtime.engines.built import Built, built_folders, read_part, source_hash
+
+try:
+    import openvino as ov
+except RuntimeError as error:
+    # Its telemetry looks for the user's home while it is imported, and there are users without one.
+    raise EngineError("engine-missing", f"openvino cannot be imported ({error}); name a folder in HOME") from error
 
 VERSION = str(ov.__version__)
 

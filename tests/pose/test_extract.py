@@ -228,7 +228,7 @@ def test_a_choice_that_is_none_is_refused_before_the_video_is_read(tmp_path: Pat
 def carphone() -> tuple[Path, PoseTrack]:
     source = pytest.importorskip("posecrafter.bench.carphone", reason="the real clip is read by posecrafter.bench")
     setup_extractor()
-    path = source.carphone_video()
+    path = source.carphone_video(Path.home() / ".cache" / "posecrafter")
     return path, extract_poses(path, first=55, last=64)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 
 import pytest
 from typer.testing import CliRunner
@@ -25,3 +26,15 @@ def test_ctrl_c_before_a_command_has_begun_is_an_exit_status_and_no_traceback(mo
     with pytest.raises(SystemExit) as stopped:
         cli.main()
     assert stopped.value.code == 130
+
+
+@pytest.mark.parametrize(("limit", "own", "threads"), [(2, None, "2"), (2, "3", "3"), (None, None, None)])
+def test_pytorch_takes_the_threads_that_a_container_grants_unless_told_otherwise(
+    limit: int | None, own: str | None, threads: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, "app", lambda: None)
+    monkeypatch.setattr(cli, "limited_cores", lambda: limit)
+    environment = {} if own is None else {"OMP_NUM_THREADS": own}
+    monkeypatch.setattr(os, "environ", environment)
+    cli.main()
+    assert environment.get("OMP_NUM_THREADS") == threads

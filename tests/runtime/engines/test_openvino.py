@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -207,3 +209,28 @@ def test_a_graph_that_is_missing_broken_or_does_not_take_a_size_is_named(
         run(openvino, "vae_decoder", {"latents": inputs["latents"][:, :5]})
     assert caught.value.code == "engine-load"
     assert "latents [1, 5, 5, 5]" in caught.value.message
+
+
+def test_for_a_user_without_a_home_openvino_is_passed_over_with_the_cure(tiny_bundle: Path, tmp_path: Path) -> None:
+    program = f"""
+import os
+os.path.expanduser = lambda path: path
+from posecrafter.errors import EngineError
+from posecrafter.runtime import Session
+from posecrafter.runtime.engines import open_engine
+from pathlib import Path
+for _ in range(2):
+    try:
+        open_engine("openvino", Path({str(tiny_bundle)!r}))
+    except EngineError as error:
+        print(error.code, error.message)
+with Session.open({str(tiny_bundle)!r}, measured=Path({str(tmp_path)!r})) as session:
+    print(session.engine.name)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    first, second, name = done.stdout.splitlines()
+    assert first.startswith("engine-missing openvino cannot be imported")
+    assert "HOME" in first
+    assert second.startswith("engine-missing openvino cannot be imported")
+    assert name in ("native", "onnxruntime")
