@@ -14,8 +14,11 @@ def test_the_peak_of_a_child_that_filled_its_memory_is_that_memory_on_this_syste
         "import resource; from posecrafter.peak import peak_mib; full = bytearray(300 * 2**20); "
         "print(peak_mib(resource.getrusage(resource.RUSAGE_SELF)))"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
-    assert 300 < float(done.stdout) < 2000
+    # A shell between, since Linux counts what a process was before it became another program: these tests, with all
+    # that they hold.
+    words = ["sh", "-c", '"$0" "$@"; exit $?', sys.executable, "-c", program]
+    done = subprocess.run(words, capture_output=True, check=True)
+    assert 300 < float(done.stdout) < 600
 
 
 @pytest.mark.parametrize(("platform", "unit"), [("linux", 2**10), ("darwin", 2**20)])
