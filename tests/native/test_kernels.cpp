@@ -194,7 +194,8 @@ void convolutions(const Layer& layer) {
                             layer.stride, layer.winograd, layer.normed}),
                  y, truth);
             if (first.empty()) first = y;
-            CLAIM(std::memcmp(first.data(), y.data(), y.size() * sizeof(float)) == 0);  // the same bits
+            // The same bits. Under sanitizers compilers join products and sums in some tiles and not in others.
+            CLAIM(SANITIZED || std::memcmp(first.data(), y.data(), y.size() * sizeof(float)) == 0);
         }
     }
 }
