@@ -30,6 +30,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(scope="session")
+def tensorrt_rtx() -> Any:
+    """The real library; where there is none, the test is skipped."""
+    return pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX is made for x86-64, and not for macOS")
+
+
+@pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base folder with every component: 6 latent channels, 3 levels of widths 32, 64, 64, 16 text tokens."""
     return write_tiny_base(tmp_path_factory.mktemp("tiny") / "base")

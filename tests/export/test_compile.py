@@ -26,9 +26,8 @@ RTX = "tensorrt-rtx"
 
 
 @pytest.fixture(scope="module")
-def compiled(toy_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def compiled(tensorrt_rtx: Any, toy_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The toy bundle with TensorRT-RTX plans for 9 frames. Shared: not to be changed."""
-    pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX is made for x86-64, and not for macOS")
     bundle = Path(shutil.copytree(toy_bundle, tmp_path_factory.mktemp("compiled") / "bundle"))
     assert compile_bundle(bundle, RTX, CompileOptions(frames=(9,))).built
     return bundle
@@ -124,6 +123,7 @@ def test_a_failed_compile_leaves_the_older_engine(bundle: Path, monkeypatch: pyt
     assert Built.read(bundle / "engines" / f"{RTX}-any") == before
 
 
+@pytest.mark.usefixtures("tensorrt_rtx")
 def test_progress_rises_to_a_hundred_for_every_graph_and_a_cancel_stops_between_steps(
     toy_bundle: Path, tmp_path: Path
 ) -> None:
@@ -167,6 +167,7 @@ with compile._alone(Path({str(bundle / "engines" / f"{RTX}-any")!r})):
     assert not compile_bundle(bundle, RTX, CompileOptions(frames=(9,))).built
 
 
+@pytest.mark.usefixtures("tensorrt_rtx")
 def test_a_killed_compile_leaves_a_usable_bundle_and_the_next_one_cleans_up(toy_bundle: Path, tmp_path: Path) -> None:
     bundle = Path(shutil.copytree(toy_bundle, tmp_path / "bundle"))
     words = [sys.executable, "-m", "posecrafter", "compile", str(bundle), "--engine", RTX]
@@ -229,12 +230,14 @@ def test_an_altered_graph_is_refused_before_anything_reads_it(bundle: Path) -> N
     assert refusal(bundle, "openvino").code == "bundle-hash"
 
 
+@pytest.mark.usefixtures("tensorrt_rtx")
 def test_check_tells_what_fuses_and_builds_nothing(toy_bundle: Path) -> None:
     told = check_bundle(toy_bundle, RTX)
     assert told["denoiser"] == {"fused": 1, "decomposed": 0}
     assert not (toy_bundle / "engines").exists()
 
 
+@pytest.mark.usefixtures("tensorrt_rtx")
 def test_targets_are_built_into_folders_of_their_own(toy_bundle: Path, tmp_path: Path) -> None:
     bundle = Path(shutil.copytree(toy_bundle, tmp_path / "bundle"))
     compiled = compile_bundle(bundle, RTX, CompileOptions(target="sm120,sm89", precision="bf16", frames=(2,)))

@@ -19,6 +19,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
 
 
 def test_a_run_renders_with_kernels_on_a_cpu(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton", reason="the kernels need Triton, which is made for Linux")
     words = [tiny_run, "--poses", tiny_run / "poses.json", "--engine", "torch", "--kernels", "on", "--steps", 1]
     assert run(monkeypatch, *words, "--inversion", "none", "--out", tmp_path / "frames") == 0
     assert len(list((tmp_path / "frames").glob("*.png"))) == 6

@@ -24,7 +24,7 @@ def run(*words: Any) -> Result:
 
 
 @pytest.fixture(scope="module")
-def compiled(toy_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def compiled(tensorrt_rtx: Any, toy_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The toy bundle compiled for passes of 3 frames by two engines. Not to be changed."""
     bundle = Path(shutil.copytree(toy_bundle, tmp_path_factory.mktemp("inspect") / "bundle"))
     told = json.loads(run("compile", bundle, "--engine", "openvino", "--frames", 3, "--json").stdout.splitlines()[-1])

@@ -75,15 +75,9 @@ def tolerance() -> dict[str, float]:
     return {"fp32": 1e-5, "bf16": 3e-2}
 
 
-def tensorrt_rtx() -> Any:
-    """The real library; where there is none, the test is skipped."""
-    return pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX is made for x86-64, and not for macOS")
-
-
 @pytest.fixture(scope="session")
-def compiled(toy_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def compiled(tensorrt_rtx: Any, toy_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The toy bundle with real plans for passes of 3 frames. Shared: only kernels may be kept in it."""
-    tensorrt_rtx()
     bundle = Path(shutil.copytree(toy_bundle, tmp_path_factory.mktemp("plans") / "bundle"))
     compile_bundle(bundle, TENSORRT_RTX, CompileOptions(frames=(3,), target="sm89,sm120"))
     return bundle
@@ -166,7 +160,7 @@ class Context:
         return (frames, *rest[name])
 
 
-def live(context: Context, did: list[str]) -> Checked:
+def live(trt: Any, context: Context, did: list[str]) -> Checked:
     """What the adapter sees of a context."""
 
     def profile(index: int, stream: int) -> bool:
@@ -180,7 +174,7 @@ def live(context: Context, did: list[str]) -> Checked:
             return context.profile
 
     return Live(
-        tensorrt_rtx().IExecutionContext,
+        trt.IExecutionContext,
         did,
         set_optimization_profile_async=profile,
         set_input_shape=lambda key, shape: context.shapes.__setitem__(key, shape) is None,
@@ -199,7 +193,9 @@ def _at(address: int, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
 
 
 @pytest.fixture
-def library(compiled: Path, monkeypatch: pytest.MonkeyPatch, gpu: Callable[[str], None]) -> SimpleNamespace:
+def library(
+    tensorrt_rtx: Any, compiled: Path, monkeypatch: pytest.MonkeyPatch, gpu: Callable[[str], None]
+) -> SimpleNamespace:
     """TensorRT-RTX and CUDA on host memory. contexts: by graph, in the order in which they were made. did: names used.
     live: bytes allocated by address.
 
@@ -208,7 +204,7 @@ def library(compiled: Path, monkeypatch: pytest.MonkeyPatch, gpu: Callable[[str]
     captures that were launched. capturable: whether a context lets itself be captured.
     """
     gpu("sm89")
-    trt = tensorrt_rtx()
+    trt = tensorrt_rtx
     state = SimpleNamespace(contexts={}, did=[], live={}, free=2**30, deserialized=[], fits=True)
     state.given, state.kernels = {}, {}
     state.capturing, state.runs, state.launched, state.capturable, state.captures = {}, [], [], True, {}
@@ -243,7 +239,7 @@ def library(compiled: Path, monkeypatch: pytest.MonkeyPatch, gpu: Callable[[str]
         def create(given: Any) -> Checked:
             context = Context(session, scratch, state)
             state.contexts.setdefault(name, []).append(context)
-            return live(context, state.did)
+            return live(trt, context, state.did)
 
         return Checked(
             trt.ICudaEngine,
