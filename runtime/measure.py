@@ -20,8 +20,10 @@ from posecrafter.runtime.person import bind_own
 FRAMES = 2
 """The key frame and one target: the smallest pass in which every attention has something to look at."""
 
-ROUNDS, SECONDS = 5, 1.0
+ROUNDS, SECONDS = 5, 2.0
 """Steps that are timed on each engine, in turns, and after how long no further round is begun."""
+WAITING = 0.05
+"""Seconds of a turn before its step is timed."""
 
 _FAR = 1e30
 
@@ -82,12 +84,15 @@ def _step(network: Network, bundle: Bundle, features: Floats) -> Predict:
 
 
 def _in_turns(predict: Mapping[Candidate, Predict]) -> dict[Candidate, float]:
-    """The fewest seconds of each, over some rounds. A turn begins with a step that is not timed: threads of the engine
-    before may wait for work on the same cores for a while."""
+    """The fewest seconds of each, over some rounds. A turn begins with steps that are not timed: threads of the engine
+    before wait for work on the same cores for a while, ONNX Runtime's for longer than a small step takes."""
     seconds, begun = dict.fromkeys(predict, float("inf")), time.perf_counter()
     for _ in range(ROUNDS):
         for candidate, one in predict.items():
+            turn = time.perf_counter()
             one()
+            while time.perf_counter() - turn < WAITING:
+                one()
             start = time.perf_counter()
             one()
             seconds[candidate] = min(seconds[candidate], time.perf_counter() - start)
