@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -44,6 +45,12 @@ def _listening(service: Service, frames: int) -> Iterator[httpx.Client]:
     finally:
         server.should_exit = True
         thread.join()
+
+
+@pytest.fixture(scope="module")
+def client(tiny_bundle: Path, serve: Serve) -> httpx.Client:
+    """Of a service that every test leaves as it was."""
+    return serve(Session.open(tiny_bundle, "onnxruntime", threads=1))
 
 
 @pytest.fixture

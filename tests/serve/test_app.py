@@ -34,12 +34,6 @@ def session(tiny_bundle: Path) -> Session:
 
 
 @pytest.fixture(scope="module")
-def client(tiny_bundle: Path, serve: Serve) -> httpx.Client:
-    """Of a service that every test leaves as it was."""
-    return serve(Session.open(tiny_bundle, "onnxruntime", threads=1))
-
-
-@pytest.fixture(scope="module")
 def body(tiny_bundle: Path) -> bytes:
     """The training poses, six frames."""
     return (tiny_bundle / "person" / "poses.json").read_bytes()

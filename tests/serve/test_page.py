@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -12,15 +11,7 @@ import pytest
 
 from posecrafter.pose import read_poses
 from posecrafter.pose.recipe import edit, parse_step
-from posecrafter.runtime import Session
 from posecrafter.serve.app import PAGE
-
-Serve = Callable[..., httpx.Client]
-
-
-@pytest.fixture(scope="module")
-def client(tiny_bundle: Path, serve: Serve) -> httpx.Client:
-    return serve(Session.open(tiny_bundle, "onnxruntime", threads=1))
 
 
 class Tags(HTMLParser):

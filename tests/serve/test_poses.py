@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -13,13 +12,6 @@ from posecrafter.pose.recipe import edit, parse_step
 from posecrafter.pose.retarget import retarget
 from posecrafter.runtime import Session
 from posecrafter.serve.poses import make_poses
-
-Serve = Callable[..., httpx.Client]
-
-
-@pytest.fixture(scope="module")
-def client(tiny_bundle: Path, serve: Serve) -> httpx.Client:
-    return serve(Session.open(tiny_bundle, "onnxruntime", threads=1))
 
 
 @pytest.fixture(scope="module")
